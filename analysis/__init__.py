@@ -1,0 +1,1 @@
+"""From numbers to decisions: layer metrics, hint selection, pairing, comparing trials."""

@@ -1,0 +1,1 @@
+"""Training one student: data, losses, hint configuration, trainer, evaluation."""

@@ -1,0 +1,6 @@
+"""Runs the command line: `python -m hintsearch`."""
+
+from .search.command_line import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Networks and their layers: the zoo, checkpoints, taps on layers, hint candidates."""

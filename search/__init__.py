@@ -1,0 +1,1 @@
+"""Launching: Ray actors, Tune, Optuna, MLflow, the journal, the command line."""

@@ -1,0 +1,1 @@
+"""The studies that ship with hintsearch, one YAML file each."""

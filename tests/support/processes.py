@@ -1,0 +1,122 @@
+"""The command line as a process, and a tiny study for it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+TINY_STUDY = {
+    "name": "tiny",
+    "seed": 3,
+    "data": {"name": "digits", "train_fraction": 0.3},
+    "teacher": {
+        "model": "resnet8",
+        "width": 0.5,
+        "recipe": {"epochs": 8, "lr": 0.1, "batch_size": 32, "crop_padding": 1, "flip": False},
+    },
+    "student": {"model": "resnet8", "width": 0.25},
+    "layers": {"chunk": 100},
+    "space": {
+        "hints": {"clusters": {"low": 1, "high": 3}},
+        "weight": {"hint": {"low": 0.01, "high": 1}, "logit": {"low": 0.1, "high": 1, "optional": True}},
+    },
+    "recipe": {"lr": 0.1, "batch_size": 32, "crop_padding": 1, "flip": False},
+    "controls": {"arms": ["no_distillation", "reversed"], "trials": 2},
+    "budget": {"trials": 3, "rungs": [3, 6], "reduction": 1.5, "checkpoint_seconds": 0},
+    "resources": {"concurrent_trials": 1},
+}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A process that ended."""
+
+    code: int
+    out: str
+    err: str
+
+    def document(self) -> dict:
+        """The one JSON document on stdout."""
+        return json.loads(self.out)
+
+
+class CommandLine:
+    """Runs hintsearch as a process, and knows every process that descends from it.
+
+    Args:
+        cache: folder of the cache.
+        console_script: whether by `hintsearch` instead of `python -m hintsearch`.
+        environment: further variables.
+    """
+
+    def __init__(self, cache: Path, console_script: bool = False, environment: dict[str, str] | None = None) -> None:
+        # Ray's own processes inherit it, also those that outlive their parent.
+        self.mark = f"hintsearch-test-{uuid.uuid4()}"
+        script = Path(sys.executable).with_name("hintsearch")
+        self._command = [str(script)] if console_script else [sys.executable, "-m", "hintsearch"]
+        unset = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "PYTHONPATH")
+        inherited = {key: value for key, value in os.environ.items() if key not in unset}
+        self._environment = {
+            **inherited,
+            "HINTSEARCH_CACHE": str(cache),
+            "HINTSEARCH_TEST_MARK": self.mark,
+            **(environment or {}),
+        }
+
+    def start(self, arguments: Sequence[str], folder: Path) -> subprocess.Popen[str]:
+        """Starts a process in a group of its own: a background process would ignore Ctrl-C (trap 36)."""
+        return subprocess.Popen(
+            [*self._command, *arguments],
+            cwd=folder,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, arguments: Sequence[str], folder: Path, timeout: float = 120) -> Ended:
+        """Runs it to its end."""
+        process = self.start(arguments, folder)
+        out, err = process.communicate(timeout=timeout)
+        return Ended(process.returncode, out, err)
+
+    def processes(self) -> list[int]:
+        """Living processes that were started by this command line."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                if entry.name.isdigit() and self.mark.encode() in (entry / "environ").read_bytes():
+                    state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                    found += [int(entry.name)] if state != "Z" else []
+            except OSError:
+                continue
+        return found
+
+    def wait_until_gone(self, seconds: float = 30) -> list[int]:
+        """What is still alive after waiting."""
+        wait_for(lambda: not self.processes(), seconds)
+        return self.processes()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
+    """Whether the condition came true in time."""
+    deadline = time.monotonic() + seconds
+    while not (met := condition()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return met
+
+
+def journal_events(folder: Path, kind: str | None = None) -> list[dict]:
+    """Whole lines of a search's journal, of one kind if it is named."""
+    path = folder / "journal.jsonl"
+    if not path.is_file():
+        return []
+    whole = path.read_text().rpartition("\n")[0]
+    events = [json.loads(line) for line in whole.splitlines()]
+    return [event for event in events if kind in (None, event["event"])]
