@@ -1,0 +1,181 @@
+"""The trials of a search, read back from MLflow: all that comparing and exporting needs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from ..models.errors import InputError, nearest
+
+PARENT_TAG = "mlflow.parentRunId"
+SEARCH_FILE = "search.json"
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial.
+
+    Attributes:
+        number: of the trial.
+        arm: search, control or confirm.
+        control: name of the control arm, or empty.
+        outcome: completed, pruned, failed, interrupted, or running.
+        epochs: of the last report; 0 before the first.
+        metrics: of the last report.
+        parameters: by their MLflow names.
+        run_id: of its MLflow run.
+        error: why it failed, or empty.
+    """
+
+    number: int
+    arm: str
+    control: str
+    outcome: str
+    epochs: int
+    metrics: dict[str, float]
+    parameters: dict[str, str]
+    run_id: str
+    error: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain types, for JSON."""
+        return dict(self.__dict__)
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """One search with all its trials.
+
+    Attributes:
+        name: of the search.
+        parent_run_id: of its MLflow run.
+        metric: the objective.
+        direction: maximize or minimize.
+        trials: best first: completed ones by the objective, then the others by epochs and objective.
+        tags: of the parent run.
+    """
+
+    name: str
+    parent_run_id: str
+    metric: str
+    direction: str
+    trials: tuple[TrialRow, ...]
+    tags: dict[str, str]
+
+    def best(self, arm: str) -> TrialRow | None:
+        """The best completed trial of an arm."""
+        return next((t for t in self.trials if t.arm == arm and t.outcome == "completed"), None)
+
+    def winner(self) -> TrialRow | None:
+        """What to export: the best of the search; the best control if ASHA stopped every search trial behind them."""
+        return self.best("search") or self.best("control")
+
+    def trial(self, number: int) -> TrialRow:
+        """The trial of that number.
+
+        Raises:
+            InputError: there is none.
+        """
+        found = next((trial for trial in self.trials if trial.number == number), None)
+        if found is None:
+            raise InputError(f"{self.name} has no trial {number}; choose 1..{len(self.trials)}")
+        return found
+
+    def frame(self) -> pd.DataFrame:
+        """One row a trial; parameters and metrics are columns by their names."""
+        rows = [
+            {
+                "trial": t.number,
+                "arm": t.arm,
+                "control": t.control,
+                "outcome": t.outcome,
+                "epochs": t.epochs,
+                **t.metrics,
+                **t.parameters,
+            }
+            for t in self.trials
+        ]
+        return pd.DataFrame(rows)
+
+
+def read_search(client: MlflowClient, name: str) -> SearchRecord:
+    """Reads a search back.
+
+    Args:
+        client: on the tracking store.
+        name: of a search, or of a study: then its latest search.
+
+    Raises:
+        InputError: no such search in the store.
+    """
+    parent = _find_parent(client, name)
+    search = parent.data.tags["search"]
+    metric = parent.data.tags.get("objective", "val_accuracy")
+    direction = parent.data.tags.get("direction", "maximize")
+    sign = -1.0 if direction == "maximize" else 1.0
+    rows = [_row(run) for run in _children(client, parent)]
+    worst = float("inf")
+
+    def order(row: TrialRow) -> tuple[bool, int, float, int]:
+        value = sign * row.metrics[metric] if metric in row.metrics else worst
+        return row.outcome != "completed", -row.epochs, value, row.number
+
+    trials = tuple(sorted(rows, key=order))
+    return SearchRecord(search, str(parent.info.run_id), metric, direction, trials, dict(parent.data.tags))
+
+
+def _find_parent(client: MlflowClient, name: str) -> Run:
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    if "'" not in name and experiments:
+        named = client.search_runs(experiments, f"tags.search = '{name}'", order_by=["attributes.start_time DESC"])
+        parents = [run for run in named if PARENT_TAG not in run.data.tags]
+        if parents:
+            return parents[0]
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        latest = client.search_runs(
+            [experiment.experiment_id], "tags.search LIKE '%'", order_by=["attributes.start_time DESC"]
+        )
+        if latest:
+            return latest[0]
+    known = _search_names(client, experiments)
+    mend = nearest(name, known) if known else "run a search first, or name its store by --tracking"
+    raise InputError(f"the tracking store has no search {name!r}; {mend}")
+
+
+def _search_names(client: MlflowClient, experiments: Sequence[str]) -> list[str]:
+    if not experiments:
+        return []
+    runs = client.search_runs(list(experiments), "tags.search LIKE '%'", order_by=["attributes.start_time DESC"])
+    return [str(run.data.tags["search"]) for run in runs[:10]]
+
+
+def _children(client: MlflowClient, parent: Run) -> list[Run]:
+    found: list[Run] = []
+    token: str | None = None
+    while True:
+        page = client.search_runs(
+            [parent.info.experiment_id], f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'", page_token=token
+        )
+        found.extend(page)
+        token = page.token
+        if not token:
+            return found
+
+
+def _row(run: Run) -> TrialRow:
+    tags, metrics = run.data.tags, dict(run.data.metrics)
+    return TrialRow(
+        number=int(tags["trial"]),
+        arm=tags.get("arm", ""),
+        control=tags.get("control", ""),
+        outcome=tags.get("outcome", "running"),
+        epochs=int(metrics.pop("epoch", 0)),
+        metrics=metrics,
+        parameters=dict(run.data.params),
+        run_id=str(run.info.run_id),
+        error=tags.get("error", ""),
+    )
