@@ -1,6 +1,7 @@
 """Weights in files: loading what the field writes, saving safetensors, one hash that no file format changes."""
 
 import hashlib
+import warnings
 from pathlib import Path
 
 import torch
@@ -54,7 +55,10 @@ def read_weights(path: Path) -> StateDict:
 
 
 def _load_torch(path: Path) -> StateDict:
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        # Torch warns of pickle's version before it finds that the file is none.
+        warnings.simplefilter("ignore", UserWarning)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

@@ -1,0 +1,256 @@
+"""The exported hint configuration: one file that says what was found and retrains any student."""
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import mlflow
+import torch
+import yaml
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..analysis.trials import SEARCH_FILE, SearchRecord, TrialRow
+from ..distill.hint_configuration import HintConfiguration, HintPair
+from ..models.errors import InputError, reason
+from ..models.files import replacing
+from ..models.zoo import ModelSpec
+from .mlflow_logger import HINT_FILE
+from .study import explain
+from .study_file import YAML_ERRORS
+
+VERSION: Literal[1] = 1
+_HEADER = "# A hint configuration of hintsearch. Retrain a student with it: hintsearch distill {name}\n"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelPart(_Part):
+    """A network by its factory; `factory_sha256` is of the file behind one's own factory."""
+
+    model: str
+    num_classes: int
+    in_channels: int
+    width: float = 1.0
+    factory_sha256: str | None = None
+
+    def spec(self) -> ModelSpec:
+        """What `build_model` takes."""
+        return ModelSpec(self.model, self.num_classes, self.in_channels, self.width)
+
+
+class TeacherPart(ModelPart):
+    """The teacher: factory, its candidates if the study named them, hash of its weights, and where they lay."""
+
+    candidates: tuple[str, ...] | None = None
+    sha256: str
+    path: str
+    tracking_uri: str
+    run_id: str
+    artifact: str
+    val_accuracy: float
+
+
+class PairPart(_Part):
+    """A hint pair; its normaliser is the constant of the exporting trial, computed anew for another student."""
+
+    teacher_layer: str
+    student_layer: str
+    loss: str
+    weight: float = Field(ge=0)
+    normaliser: float | None = None
+
+
+class HintsPart(_Part):
+    """The loss: pairs and weights."""
+
+    pairs: list[PairPart]
+    classification_weight: float = Field(ge=0)
+    logit_weight: float = Field(ge=0)
+    logit_loss: str
+    temperature: float = Field(gt=0)
+
+    def configuration(self) -> HintConfiguration:
+        """What the trainer takes."""
+        content = self.model_dump()
+        pairs = tuple(HintPair(p.teacher_layer, p.student_layer, p.loss, p.weight) for p in self.pairs)
+        return HintConfiguration(**{**content, "pairs": pairs})
+
+
+class SelectionPart(_Part):
+    """Why these points: how they were chosen, and which candidates each stands for."""
+
+    selector: str
+    metrics: list[str]
+    indices: list[int]
+    clusters: list[list[int]]
+
+
+class TrainingPart(_Part):
+    """How the student was trained."""
+
+    recipe: dict[str, Any]
+    rungs: list[int]
+    data_seed: int
+    init_seed: int
+    threads: int
+
+
+class ControlPart(_Part):
+    """The best completed trial of a control arm."""
+
+    control: str
+    trial: int
+    value: float
+
+
+class EvidencePart(_Part):
+    """What the choice rests on. One seed a trial: it says what won the search, not that it is better."""
+
+    metric: str
+    direction: str
+    value: float
+    seeds: int
+    run_id: str
+    controls: list[ControlPart]
+
+
+class HintFile(_Part):
+    """The whole file."""
+
+    version: Literal[1]
+    search: str
+    trial: int
+    arm: str
+    teacher: TeacherPart
+    student: ModelPart
+    data: dict[str, Any]
+    hints: HintsPart
+    selection: SelectionPart | None
+    training: TrainingPart
+    evidence: EvidencePart
+    provenance: dict[str, str]
+    checksum: str = ""
+
+    def computed_checksum(self) -> str:
+        """SHA-256 of everything but the checksum itself."""
+        content = self.model_dump(mode="json", exclude={"checksum"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def export_hints(client: MlflowClient, record: SearchRecord, path: Path, trial: int | None = None) -> HintFile:
+    """Writes the hint configuration of a trial, read from MLflow alone.
+
+    Args:
+        client: on the tracking store.
+        record: the search.
+        path: the file to write.
+        trial: its number; None: the winner of the search.
+
+    Raises:
+        InputError: there is no completed trial to export.
+    """
+    row = record.winner() if trial is None else record.trial(trial)
+    if row is None:
+        raise InputError(f"{record.name} has no completed trial yet; let it go on by --resume")
+    if row.outcome != "completed":
+        raise InputError(f"trial {row.number} of {record.name} is {row.outcome}, but must be completed; choose another")
+    content = hint_file(client, record, row)
+    write_hints(path, content)
+    return content
+
+
+def hint_file(client: MlflowClient, record: SearchRecord, row: TrialRow) -> HintFile:
+    """The hint configuration of a completed trial."""
+    search = _document(client, record.parent_run_id, SEARCH_FILE)
+    document = _document(client, row.run_id, HINT_FILE)
+    hints, selection = document["hints"], document["selection"]
+    pairs = [
+        {**pair, "normaliser": row.metrics.get(f"normaliser_{i}")} for i, pair in enumerate(hints["pairs"], start=1)
+    ]
+    recipe = {**search["training"]["recipe"], "lr": document["parameters"]["lr"]}
+    controls = sorted({t.control for t in record.trials if t.arm == "control"})
+    found = [next((t for t in record.trials if t.control == c and t.outcome == "completed"), None) for c in controls]
+    content = HintFile(
+        version=VERSION,
+        search=record.name,
+        trial=row.number,
+        arm=row.arm,
+        teacher=TeacherPart(**search["teacher"], tracking_uri=client.tracking_uri, run_id=record.parent_run_id),
+        student=ModelPart(**search["student"]),
+        data=search["data"],
+        hints=HintsPart(**{**hints, "pairs": pairs}),
+        selection=SelectionPart(**{k: v for k, v in selection.items() if k != "points"}) if selection else None,
+        training=TrainingPart(**{**search["training"], "recipe": recipe}),
+        evidence=EvidencePart(
+            metric=record.metric,
+            direction=record.direction,
+            value=row.metrics[record.metric],
+            seeds=1,
+            run_id=row.run_id,
+            controls=[
+                ControlPart(control=t.control, trial=t.number, value=t.metrics[record.metric]) for t in found if t
+            ],
+        ),
+        provenance={
+            **search["provenance"],
+            "exported": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    )
+    return content.model_copy(update={"checksum": content.computed_checksum()})
+
+
+def write_hints(path: Path, content: HintFile) -> None:
+    """Writes the file, whole or not at all."""
+    text = yaml.safe_dump(content.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    with replacing(path) as temporary:
+        temporary.write_text(_HEADER.format(name=path.name) + text, encoding="utf-8")
+
+
+def load_hints(path: str | Path) -> HintFile:
+    """Reads an exported hint configuration.
+
+    Raises:
+        InputError: no such file, not such a file, another version, or changed since it was written.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"there is no hint file {path}; write one by `hintsearch export NAME -o {path.name}`")
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except YAML_ERRORS as error:
+        raise InputError(f"{path} is no hint file ({reason(error)}); export it again") from error
+    if not isinstance(content, dict) or "version" not in content:
+        raise InputError(f"{path} is no hint file (it has no version); export it again")
+    if content["version"] != VERSION:
+        raise InputError(
+            f"{path} has version {content['version']!r}, but this hintsearch reads {VERSION}; export it again"
+        )
+    try:
+        hints = HintFile.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{path} is damaged: {explain(error, HintFile)}, or export it again") from error
+    if hints.checksum != hints.computed_checksum():
+        raise InputError(f"{path} was changed after it was written (its checksum differs); export it again")
+    return hints
+
+
+def provenance(version: str) -> dict[str, str]:
+    """Versions that the results depend on."""
+    return {"hintsearch": version, "torch": str(torch.__version__), "mlflow": str(mlflow.__version__)}
+
+
+def _document(client: MlflowClient, run_id: str, path: str) -> dict[str, Any]:
+    try:
+        local = client.download_artifacts(run_id, path)
+    except (MlflowException, OSError) as error:
+        raise InputError(
+            f"the artifact {path} of run {run_id} cannot be read ({reason(error)}); check the store"
+        ) from error
+    content: dict[str, Any] = json.loads(Path(local).read_text())
+    return content

@@ -1,0 +1,120 @@
+"""The journal: one JSON line an event, on disk before the event takes effect. The source of truth of a search."""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ..models.errors import InputError
+from .events import Event, History, event_from_dict, event_to_dict
+
+
+class Listener(Protocol):
+    """Something that follows a search."""
+
+    def on_event(self, event: Event) -> None:
+        """Called in order for every event, live or replayed, after it is journaled and in the history."""
+
+
+@dataclass(frozen=True)
+class JournalContent:
+    """What a journal holds.
+
+    Attributes:
+        events: in order.
+        torn: the bytes of a last line that was cut off in the middle of writing; they are dropped.
+    """
+
+    events: tuple[Event, ...]
+    torn: int
+
+
+def read_journal(path: Path) -> JournalContent:
+    """Reads a journal without changing it.
+
+    Raises:
+        InputError: no such file, or a damaged line, which is named.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"there is no journal {path}; give --name the name of a search in this storage") from error
+    whole, _, torn = content.rpartition(b"\n")
+    lines = whole.split(b"\n") if whole else []
+    events: list[Event] = []
+    replayed = History()
+    for number, line in enumerate(lines, start=1):
+        try:
+            event = event_from_dict(json.loads(line))
+            replayed.apply(event)
+        except (ValueError, UnicodeDecodeError, AttributeError, TypeError) as error:
+            raise InputError(
+                f"{path} is damaged in line {number} ({error}); restore the file from a copy, or start a new search"
+            ) from error
+        events.append(event)
+    return JournalContent(tuple(events), len(torn))
+
+
+class SearchLog:
+    """Journals events, applies them to the history and tells the listeners, in this order.
+
+    Args:
+        path: of the journal; created with the first event.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.history = History()
+        self._events: list[Event] = []
+        self._listeners: list[Listener] = []
+        # The MLflow writer journals run ids from a thread of its own.
+        self._lock = threading.RLock()
+
+    def listen(self, listener: Listener, from_start: bool = False) -> None:
+        """Adds a listener to live events; `from_start` tells it of all earlier ones first."""
+        with self._lock:
+            for event in self._events if from_start else ():
+                listener.on_event(event)
+            self._listeners.append(listener)
+
+    def record(self, event: Event) -> None:
+        """Journals a live event (fsynced) and lets it take effect."""
+        with self._lock:
+            line = json.dumps({**event_to_dict(event), "time": round(time.time(), 3)}) + "\n"
+            new = not self.path.exists()
+            with self.path.open("ab") as file:
+                file.write(line.encode())
+                file.flush()
+                os.fsync(file.fileno())
+            if new:
+                _sync_folder(self.path.parent)
+            self._take_effect(event)
+
+    def replay(self, events: Sequence[Event], torn: int) -> None:
+        """Lets journaled events take effect again, after cutting off a torn last line."""
+        with self._lock:
+            if torn:
+                with self.path.open("r+b") as file:
+                    file.truncate(self.path.stat().st_size - torn)
+                    os.fsync(file.fileno())
+            for event in events:
+                self._take_effect(event)
+
+    def _take_effect(self, event: Event) -> None:
+        self.history.apply(event)
+        self._events.append(event)
+        for listener in self._listeners:
+            listener.on_event(event)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a new file's name durable, not only its content."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,82 @@
+"""The live table of a running search: a listener that draws."""
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.live import Live
+from rich.table import Table
+
+from .events import Event, Finished, History, Suggested, TrialHistory
+from .mlflow_logger import parameters_for_mlflow
+from .study import Study
+from .view import View, trial_cells
+
+ROWS = 12
+
+
+class LiveTable:
+    """Shows the trials as they go; where there is no terminal, one line a finished trial.
+
+    Args:
+        view: where to show it.
+        history: of the search.
+        study: its objective and budget are shown.
+        planned: number of trials in all.
+    """
+
+    def __init__(self, view: View, history: History, study: Study, planned: int) -> None:
+        self._view, self._history, self._study, self._planned = view, history, study, planned
+        self._started = time.monotonic()
+        self._live = Live(console=view.console, refresh_per_second=2, transient=True, get_renderable=self._table)
+
+    def __enter__(self) -> Self:
+        if self._view.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._view.console.is_terminal:
+            self._live.stop()
+
+    def on_event(self, event: Event) -> None:
+        """Says how a trial ended where nothing is drawn."""
+        if isinstance(event, Finished) and not self._view.console.is_terminal:
+            trial = self._history.trials[event.number]
+            ended = sum(self._history.outcomes().values())
+            said = f"[{ended}/{self._planned}] trial {event.number} ({_name(trial.suggested)}) {event.outcome}"
+            reason = f": {event.error}" if event.error else ""
+            self._view.say(f"{said}{self._value(trial)}{reason}")
+
+    def _value(self, trial: TrialHistory) -> str:
+        metric, last = self._study.objective.metric, trial.last
+        return f" with {metric} {last.metrics[metric]:.4f} at epoch {last.epoch}" if last else ""
+
+    def _table(self) -> Table:
+        counts = self._history.outcomes()
+        ended = sum(counts.values())
+        seconds = time.monotonic() - self._started
+        said = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+        table = Table(title=f"{ended} of {self._planned} trials in {seconds:.0f} s   {said}")
+        for column in ("trial", "arm", "hint points from", "K", "hint points", "loss", "β", "α", "τ", "epoch"):
+            table.add_column(column)
+        table.add_column(self._study.objective.metric)
+        table.add_column("state")
+        trials = sorted(self._history.trials.values(), key=lambda t: (t.finished is None, t.number))
+        for trial in trials[-ROWS:]:
+            table.add_row(*self._row(trial))
+        return table
+
+    def _row(self, trial: TrialHistory) -> tuple[str, ...]:
+        suggested, last = trial.suggested, trial.last
+        metric = self._study.objective.metric
+        cells = trial_cells(suggested.arm, suggested.control, parameters_for_mlflow(suggested))
+        epoch = f"{last.epoch if last else 0}/{self._study.budget.rungs[-1]}"
+        value = f"{last.metrics[metric]:.4f}" if last else ""
+        return str(trial.number), *cells, epoch, value, trial.finished.outcome if trial.finished else "running"
+
+
+def _name(suggested: Suggested) -> str:
+    return suggested.control or f"search, {suggested.parameters['loss.hint']}"

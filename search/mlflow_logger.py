@@ -1,0 +1,162 @@
+"""Follows a search's events into MLflow, from a thread of its own: a slow or dead server never holds up a search."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from mlflow.exceptions import MlflowException
+
+from .events import Event, Finished, Reported, Suggested, Tracked, TrialHistory
+from .journal import SearchLog
+from .tracking import TrackedSearch
+
+HINT_FILE = "hint_configuration.json"
+STATUS = {"completed": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
+LONGEST_PAUSE_S = 30.0
+
+Write = Callable[[], object]
+
+
+class MlflowLogger:
+    """Writes trials to MLflow in the order of their events, and tries again while the store does not answer.
+
+    Args:
+        tracked: the search's runs.
+        log: the search's log; run ids are journaled there.
+        objective: the metric that tells which epochs a run already has.
+    """
+
+    def __init__(self, tracked: TrackedSearch, log: SearchLog, objective: str) -> None:
+        self._tracked, self._log, self._objective = tracked, log, objective
+        self._queue: queue.Queue[Write | None] = queue.Queue()
+        self._stopping = threading.Event()
+        self._broken: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="mlflow-logger", daemon=True)
+        self._thread.start()
+
+    def on_event(self, event: Event) -> None:
+        """Queues what a live event means for MLflow."""
+        milliseconds = round(time.time() * 1000)
+        match event:
+            case Suggested():
+                self._queue.put(partial(self._open, event.number))
+            case Reported():
+                self._queue.put(partial(self._report, event, milliseconds))
+            case Finished():
+                self._queue.put(partial(self._finish, event))
+            case _:
+                pass
+
+    def catch_up(self) -> None:
+        """Queues all of the replayed history that the store does not have yet; call once, after a replay."""
+        for number in sorted(self._log.history.trials):
+            trial = self._log.history.trials[number]
+            # A copy: reports that come in before the writer gets here have writes of their own.
+            snapshot = replace(trial, reports=dict(trial.reports))
+            self._queue.put(partial(self._replay, snapshot))
+
+    def close(self, interrupted: bool, seconds: float = 60) -> int:
+        """Waits for the writing to end, closes what is open, and stops.
+
+        Args:
+            interrupted: whether open trials were interrupted: their runs are closed as KILLED.
+            seconds: how long to wait for a store that does not answer.
+
+        Returns:
+            How many writes are missing in the store; a resume sends them.
+        """
+        if interrupted:
+            for trial in self._log.history.unfinished():
+                self._queue.put(partial(self._interrupt, trial))
+        self._queue.put(None)
+        self._thread.join(seconds)
+        self._stopping.set()
+        self._thread.join(5)
+        if self._broken is not None:
+            raise self._broken
+        return sum(write is not None for write in self._queue.queue)
+
+    def _work(self) -> None:
+        while (write := self._queue.get()) is not None:
+            try:
+                self._write_until_done(write)
+            except BaseException as error:
+                self._broken = error
+                return
+            if self._stopping.is_set():
+                return
+
+    def _write_until_done(self, write: Write) -> None:
+        pause = 0.5
+        while True:
+            try:
+                write()
+            except (MlflowException, OSError):
+                # The journal has it all: if the store stays away, a resume sends what is missing.
+                if self._stopping.wait(pause):
+                    self._queue.put(write)
+                    return
+                pause = min(2 * pause, LONGEST_PAUSE_S)
+            else:
+                return
+
+    def _open(self, number: int) -> str:
+        trial = self._log.history.trials[number]
+        if trial.run_id:
+            return trial.run_id
+        run_id = self._tracked.find_trial(number) or self._tracked.create_trial(number, self._tags(trial))
+        # Also to a run that was found: the store, or we, may have died right after it was made.
+        self._tracked.log_params(run_id, parameters_for_mlflow(trial.suggested))
+        self._tracked.log_document(run_id, HINT_FILE, hint_document(trial.suggested))
+        self._log.record(Tracked(number, run_id))
+        return run_id
+
+    def _tags(self, trial: TrialHistory) -> dict[str, str]:
+        prepared = self._log.history.prepared
+        tags = {"arm": trial.suggested.arm, "teacher.sha256": prepared.teacher_sha256 if prepared else ""}
+        return tags | ({"control": trial.suggested.control} if trial.suggested.control else {})
+
+    def _report(self, event: Reported, milliseconds: int) -> None:
+        metrics = {**event.metrics, "epoch": float(event.epoch)}
+        self._tracked.log_metrics(self._open(event.number), event.epoch, metrics, milliseconds)
+
+    def _finish(self, event: Finished) -> None:
+        tags = {"outcome": event.outcome} | ({"error": event.error} if event.error else {})
+        self._tracked.close(self._open(event.number), STATUS[event.outcome], tags)
+
+    def _interrupt(self, trial: TrialHistory) -> None:
+        self._tracked.close(self._open(trial.number), "KILLED", {"outcome": "interrupted"})
+
+    def _replay(self, trial: TrialHistory) -> None:
+        run_id = self._open(trial.number)
+        if self._tracked.is_closed(run_id):
+            return
+        there = self._tracked.logged_epochs(run_id, self._objective)
+        milliseconds = round(time.time() * 1000)
+        for epoch in sorted(set(trial.reports) - there):
+            self._report(trial.reports[epoch], milliseconds)
+        if trial.finished is not None:
+            self._finish(trial.finished)
+        else:
+            self._tracked.set_running(run_id)
+
+
+def parameters_for_mlflow(suggested: Suggested) -> dict[str, Any]:
+    """A trial's parameters as the runs show them, the hint points included."""
+    selection, hints = suggested.selection, suggested.hints
+    shown = {name: value for name, value in suggested.parameters.items() if value != ""}
+    if selection:
+        shown["hints.points"] = ",".join(selection["points"])
+        shown["hints.pairs"] = ",".join(f"{p['teacher_layer']}→{p['student_layer']}" for p in hints["pairs"])
+    elif suggested.control:
+        shown["hints.selector"] = suggested.control
+    return shown
+
+
+def hint_document(suggested: Suggested) -> dict[str, Any]:
+    """What an export needs of a trial, as an artifact of its run."""
+    return {"hints": suggested.hints, "selection": suggested.selection, "parameters": suggested.parameters}

@@ -1,0 +1,203 @@
+"""What is checked before anything is trained or created."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..analysis.hint_selection import select_control
+from ..analysis.pairing import pair_by_depth
+from ..distill.data import DataSplits, known_shape
+from ..distill.hint_configuration import HintConfiguration, HintPair
+from ..distill.threads import torch_threads
+from ..distill.trainer import Recipe, Seeds, Trainer
+from ..models.candidates import Candidate, stage_ends
+from ..models.errors import InputError
+from ..models.zoo import ModelSpec, build_model
+from .layers import candidates_of
+from .places import sqlite_file
+from .preparation import study_data
+from .study import Study
+from .teacher import find_teacher, student_spec, teacher_spec
+
+ESTIMATE_EPOCHS = 2
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Teacher and student for the study's image size.
+
+    Attributes:
+        teacher: the teacher's candidates.
+        student: the student's candidates.
+        stages: number of the student's stages, which is the K of a control.
+    """
+
+    teacher: tuple[Candidate, ...]
+    student: tuple[Candidate, ...]
+    stages: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a search will cost at most, measured on a few steps of the largest kind of trial.
+
+    Attributes:
+        trials: control and search trials.
+        epoch_seconds: of one student epoch with a hint loss and the teacher's forward pass.
+        training_seconds: of all trials one after the other, none of them stopped early.
+        wall_seconds: with as many at once as fit on this machine.
+        teacher_cached: whether the teacher is there already.
+    """
+
+    trials: int
+    epoch_seconds: float
+    training_seconds: float
+    wall_seconds: float
+    teacher_cached: bool
+
+
+def check_shapes(study: Study, classes: int, image_shape: tuple[int, int, int]) -> Shapes:
+    """Builds both networks and checks the space against their layers; needs no data.
+
+    Raises:
+        InputError: a network that cannot be built, or more clusters than candidates.
+    """
+    teacher = candidates_of(
+        _spec(study.teacher.model, study.teacher.width, classes, image_shape), image_shape, study.layers.candidates
+    )
+    student = candidates_of(
+        _spec(study.student.model, study.student.width, classes, image_shape), image_shape, study.student.candidates
+    )
+    stages = len(stage_ends(student))
+    check_clusters("space.hints.clusters.high", study.space.hints.clusters.high, study.teacher.model, len(teacher))
+    check_clusters("the controls' K", stages, study.teacher.model, len(teacher))
+    return Shapes(teacher, student, stages)
+
+
+def check_clusters(key: str, clusters: int, teacher: str, candidates: int) -> None:
+    """Raises `InputError` if there are not as many candidates as hint points are asked for."""
+    if not 1 <= clusters <= candidates:
+        raise InputError(
+            f"{key} is {clusters}, but the teacher {teacher} has {candidates} candidates; choose 1..{candidates}"
+        )
+
+
+def check_without_data(study: Study) -> Shapes:
+    """The dry run: schema (already loaded) and model shapes for the data set's known image size.
+
+    Raises:
+        InputError: what `check_shapes` raises; a folder of npz files, whose images have to be read.
+    """
+    known = known_shape(study.data.name)
+    if known is None:
+        splits = study_data(study)
+        known = splits.classes, splits.image_shape
+    return check_shapes(study, *known)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found on the way.
+
+    Attributes:
+        splits: the study's training and validation images.
+        shapes: of teacher and student.
+        teacher_ready: whether the teacher is there already and need not be trained.
+    """
+
+    splits: DataSplits
+    shapes: Shapes
+    teacher_ready: bool
+
+
+def check_study(study: Study, tracking_uri: str, address: str | None) -> Checked:
+    """Everything that can be known before Ray starts; creates nothing.
+
+    Raises:
+        InputError: the first thing that would fail later.
+    """
+    storage = Path(study.storage.path)
+    if storage.exists() and not storage.is_dir():
+        raise InputError(f"storage.path is {storage}, but that is no folder; choose another place")
+    _check_writable(storage, "storage.path")
+    store = sqlite_file(tracking_uri)
+    if store is not None:
+        _check_writable(store, "the tracking store")
+    if address is None and "RAY_ADDRESS" not in os.environ:
+        _check_local_resources(study)
+    splits = study_data(study)
+    shapes = check_shapes(study, splits.classes, splits.image_shape)
+    images = min(study.layers.images, len(splits.train))
+    widest = max(candidate.channels for candidate in shapes.teacher)
+    if "r2_cca" in study.layers.metrics and images < 2 * widest:
+        raise InputError(
+            f"layers.metrics has r2_cca, which needs {2 * widest} images for the teacher's {widest} channels, but "
+            f"there are {images}; raise layers.images or data.train_fraction, or leave r2_cca out"
+        )
+    return Checked(splits, shapes, find_teacher(study, splits) is not None)
+
+
+def estimate(study: Study, checked: Checked, trials: int) -> Estimate:
+    """Trains two epochs of a control's hint configuration, the teacher untrained, and extrapolates."""
+    splits, shapes = checked.splits, checked.shapes
+    points = select_control(shapes.teacher, shapes.stages, "stage_ends", np.random.default_rng(0))
+    chosen = [shapes.teacher[index - 1] for index in points.indices]
+    pairs = pair_by_depth(chosen, len(shapes.teacher), shapes.student)
+    hints = HintConfiguration(
+        tuple(HintPair(point.path, layer.path, study.space.loss.hint[0], 1.0) for point, layer in pairs),
+        logit_weight=1.0,
+    )
+    with torch_threads(study.resources.cpus_per_trial):
+        trainer = Trainer(
+            student_spec(study, splits),
+            splits,
+            Recipe(**{**study.recipe.recipe().__dict__, "lr": 1e-4}),
+            (ESTIMATE_EPOCHS,),
+            Seeds(),
+            hints=hints,
+            teacher=build_model(teacher_spec(study, splits)),
+        )
+        started = time.perf_counter()
+        for _ in trainer.epochs():
+            pass
+        epoch_seconds = (time.perf_counter() - started) / ESTIMATE_EPOCHS
+    training_seconds = epoch_seconds * study.budget.rungs[-1] * trials
+    at_once = min(study.resources.concurrent_trials or trials, _local_trials(study))
+    return Estimate(trials, epoch_seconds, training_seconds, training_seconds / at_once, checked.teacher_ready)
+
+
+def _spec(model: str, width: float, classes: int, image_shape: tuple[int, int, int]) -> ModelSpec:
+    return ModelSpec(model, classes, image_shape[0], width)
+
+
+def _local_trials(study: Study) -> int:
+    return max(1, (os.cpu_count() or 1) // study.resources.cpus_per_trial)
+
+
+def _check_local_resources(study: Study) -> None:
+    cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
+    if study.resources.cpus_per_trial > cpus:
+        raise InputError(
+            f"resources.cpus_per_trial is {study.resources.cpus_per_trial}, but this machine has {cpus} CPUs; "
+            f"choose 1..{cpus} or give --address"
+        )
+    if study.resources.gpus_per_trial > gpus:
+        raise InputError(
+            f"resources.gpus_per_trial is {study.resources.gpus_per_trial:g}, but this machine has {gpus} GPUs; "
+            f"choose 0..{gpus} or give --address"
+        )
+
+
+def _check_writable(path: Path, what: str) -> None:
+    """Whether the file or folder `path` can be made or written, without trying."""
+    place = path
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if place != path and not place.is_dir():
+        raise InputError(f"{what} is {path}, but {place} is no folder; choose another place")
+    if not os.access(place, os.W_OK):
+        raise InputError(f"{what} is {path}, but {place} cannot be written; choose another place")

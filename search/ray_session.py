@@ -1,0 +1,66 @@
+"""Ray for the length of a command: joined at an address, or started embedded and stopped again."""
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from ..models.errors import InputError
+
+
+@contextmanager
+def ray_session(address: str | None) -> Iterator[None]:
+    """Joins the cluster at `address` (or `RAY_ADDRESS`), or starts Ray on this machine; leaves or stops it at the end.
+
+    Raises:
+        InputError: there is no cluster at the address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    place = address or os.environ.get("RAY_ADDRESS") or "local"
+    dashboard = False if place == "local" else None
+    try:
+        ray.init(place, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"there is no Ray cluster at {place} ({reason}); leave --address out to start one") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cluster_cpus() -> float:
+    """CPUs of all nodes."""
+    return float(ray.cluster_resources().get("CPU", 0))
+
+
+def cluster_gpus() -> float:
+    """GPUs of all nodes."""
+    return float(ray.cluster_resources().get("GPU", 0))
+
+
+def free_resources() -> dict[str, float]:
+    """CPUs and GPUs that nothing holds at present."""
+    free = ray.available_resources()
+    return {kind: float(free.get(kind, 0)) for kind in ("CPU", "GPU")}
+
+
+def wait_for_resources(wanted: dict[str, float], seconds: float = 60) -> None:
+    """Waits until as much is free again as `free_resources` once said; Tune would wait for ever.
+
+    Raises:
+        TimeoutError: something holds on to it.
+    """
+    deadline = time.monotonic() + seconds
+    while any((free := free_resources())[kind] < amount - 1e-6 for kind, amount in wanted.items()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(
+                f"after {seconds:g} s only {free['CPU']:g} of {wanted['CPU']:g} CPUs and {free['GPU']:g} of "
+                f"{wanted['GPU']:g} GPUs are free; something else runs on this Ray cluster"
+            )
+        time.sleep(0.05)

@@ -1,0 +1,368 @@
+"""One search from its launch to its leaderboard: the journal, the teacher, the layers, Tune, MLflow, the export."""
+
+import logging
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+from ray import tune
+from ray.tune.experiment import Trial
+
+from ..analysis.trials import SEARCH_FILE, SearchRecord, read_search
+from ..distill.trainer import Seeds
+from ..models.candidates import stage_ends
+from ..models.errors import InputError
+from ..models.weights import save_weights
+from ..models.zoo import ModelSpec, own_factory_sha256
+from .events import Began, Extended, Prepared, Tracked
+from .export import export_hints, provenance
+from .journal import SearchLog, read_journal
+from .layers import write_distances
+from .live import LiveTable
+from .mlflow_logger import MlflowLogger
+from .places import JOURNAL_FILE, new_search_name, tracking_uri
+from .preflight import Estimate, check_study, estimate
+from .preparation import Preparation, prepare
+from .ray_session import cluster_cpus, cluster_gpus, ray_session
+from .sampler import ArmSampler
+from .scheduler import RungScheduler
+from .searcher import JournalSearcher, PlannedTrial, TrialRecorder, close_decided, plan_trials, remaining_trials
+from .study import Study, validate_study
+from .teacher import student_spec
+from .tracking import TrackedSearch, connect
+from .trial import HintResolver, TrialContext, run_trial
+from .view import View
+
+HINTS_FILE = "hints.yaml"
+OPTUNA_FILE = "optuna.db"
+DISTANCES_FILE = "distances.npz"
+TEACHER_ARTIFACT = "teacher/teacher.safetensors"
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """How a search ended.
+
+    Attributes:
+        name: of the search.
+        folder: where its journal, checkpoints and hints lie.
+        tracking_uri: where its trials are.
+        record: its trials, read back from MLflow; None if it was interrupted before the first.
+        hints: the exported file; None if there is nothing to export.
+        interrupted: whether planned trials are left over.
+        validation_images: size of the split that decides.
+        missing_writes: what the tracking store has not taken; a resume sends it.
+    """
+
+    name: str
+    folder: Path
+    tracking_uri: str
+    record: SearchRecord | None
+    hints: Path | None
+    interrupted: bool
+    validation_images: int
+    missing_writes: int
+
+
+def run_search(
+    study: Study,
+    *,
+    name: str | None = None,
+    tracking: str | None = None,
+    address: str | None = None,
+    view: View | None = None,
+) -> SearchResult:
+    """Starts a new search and sees it through.
+
+    Args:
+        study: what to search.
+        name: of the search; `STUDY-YYYYmmdd-HHMMSS` if it is not given.
+        tracking: MLflow tracking store, before environment and study.
+        address: of a Ray cluster; Ray is started on this machine without one.
+        view: where to show progress.
+
+    Raises:
+        InputError: anything that preflight finds, or a name that is taken.
+    """
+    view = view or View()
+    name = name or new_search_name(study.name)
+    folder = search_folder(study, name)
+    if folder.exists():
+        raise InputError(
+            f"the search {name} exists already in {folder}; add --resume or --extend, or choose another --name"
+        )
+    uri = tracking_uri(tracking, study.tracking.uri)
+    checked = check_study(study, uri, address)
+    view.say(_announcement(name, study, estimate(study, checked, len(plan_trials(study)))))
+    connect(uri, create=True)
+    folder.mkdir(parents=True)
+    log = SearchLog(folder / JOURNAL_FILE)
+    log.record(Began(name, study.resolved(), version("hintsearch"), uri))
+    return _see_through(log, study, view, address)
+
+
+def resume_search(
+    name: str,
+    storage: str | Path,
+    *,
+    extend: int = 0,
+    tracking: str | None = None,
+    address: str | None = None,
+    view: View | None = None,
+) -> SearchResult:
+    """Goes on with a search from its journal: same study, same numbers, same MLflow runs, none run twice.
+
+    Args:
+        name: of the search.
+        storage: folder that holds the results of searches.
+        extend: search trials to add to its budget.
+        tracking: its MLflow tracking store, if it is to be named; a search stays in the store it began in.
+        address: of a Ray cluster.
+        view: where to show progress.
+
+    Raises:
+        InputError: no such search, a damaged journal, or another tracking store.
+    """
+    view = view or View()
+    path = Path(storage) / name / JOURNAL_FILE
+    content = read_journal(path)
+    if not content.events or not isinstance(content.events[0], Began):
+        raise InputError(f"{path} does not start with the launch of a search; restore it from a copy, or start anew")
+    began = content.events[0]
+    study = validate_study(began.study, str(path))
+    if tracking and tracking_uri(tracking, None) != began.tracking_uri:
+        raise InputError(f"--tracking is {tracking}, but {name} began in {began.tracking_uri}; leave --tracking out")
+    if content.torn:
+        view.say(f"The last line of {path} was torn ({content.torn} bytes) and is cut off.")
+    log = SearchLog(path)
+    log.replay(content.events, content.torn)
+    if extend:
+        log.record(Extended(extend))
+    connect(began.tracking_uri, create=True)
+    return _see_through(log, study, view, address)
+
+
+def search_folder(study: Study, name: str) -> Path:
+    """Where a search of that name keeps its files."""
+    return Path(study.storage.path) / name
+
+
+def _see_through(log: SearchLog, study: Study, view: View, address: str | None) -> SearchResult:
+    """The common part of new and resumed searches."""
+    close_decided(log, study.budget.rungs[-1])
+    plan = plan_trials(study, log.history.extended)
+    left = remaining_trials(plan, log.history)
+    with ExitStack() as stack:
+        if left:
+            stack.enter_context(ray_session(address))
+        preparation = prepare(study, view, address)
+        _check_same_teacher(log, preparation)
+        view.layers(preparation.layers)
+        tracked = _tracked_search(log, study, preparation)
+        sampler = ArmSampler(study, tracked.name, len(stage_ends(preparation.student)))
+        log.listen(sampler, from_start=True)
+        logger = MlflowLogger(tracked, log, study.objective.metric)
+        logger.catch_up()
+        log.listen(logger)
+        try:
+            if left:
+                _run_tune(log, study, preparation, sampler, left, len(plan), view)
+        finally:
+            # Also after an error or a second Ctrl-C: no run is left open.
+            interrupted = bool(remaining_trials(plan, log.history))
+            missing = logger.close(interrupted)
+            sampler.save(log.path.parent / OPTUNA_FILE)
+            if interrupted:
+                tracked.close(tracked.parent_run_id, "KILLED", {"outcome": "interrupted"})
+    return _conclude(log, tracked, interrupted, missing, len(preparation.splits.validation))
+
+
+def _check_same_teacher(log: SearchLog, preparation: Preparation) -> None:
+    teacher = preparation.teacher
+    before = log.history.prepared
+    if before is None:
+        log.record(Prepared(teacher.sha256, str(teacher.path), teacher.val_accuracy))
+    elif before.teacher_sha256 != teacher.sha256:
+        raise InputError(
+            f"the teacher's weights have sha256 {teacher.sha256[:12]}, but the search began with "
+            f"{before.teacher_sha256[:12]}; bring {before.teacher_path} back, or start a new search"
+        )
+
+
+def _tracked_search(log: SearchLog, study: Study, preparation: Preparation) -> TrackedSearch:
+    """The parent run, with everything that comparing and exporting needs, before the first trial."""
+    began, folder = log.history.began, log.path.parent
+    assert began is not None
+    client = connect(began.tracking_uri, create=True)
+    tracked = TrackedSearch(client, study.name, began.name, log.history.parent_run_id)
+    if log.history.parent_run_id is None:
+        log.record(Tracked(0, tracked.parent_run_id))
+    write_distances(folder / DISTANCES_FILE, preparation.layers.distances)
+    tracked.set_running(tracked.parent_run_id)
+    tracked.tag_parent(
+        {
+            "objective": study.objective.metric,
+            "direction": study.objective.direction,
+            "teacher.sha256": preparation.teacher.sha256,
+        }
+    )
+    tracked.add_documents(
+        {
+            "study.yaml": yaml.safe_dump(study.resolved(), sort_keys=False),
+            "space.json": study.space.model_dump(mode="json"),
+            SEARCH_FILE: search_document(study, preparation),
+        }
+    )
+    tracked.add_file(folder / DISTANCES_FILE, "layers")
+    with TemporaryDirectory() as temporary:
+        weights = Path(temporary) / Path(TEACHER_ARTIFACT).name
+        save_weights(weights, preparation.teacher.weights)
+        tracked.add_file(weights, str(Path(TEACHER_ARTIFACT).parent))
+    return tracked
+
+
+def search_document(study: Study, preparation: Preparation) -> dict[str, Any]:
+    """What an export says of the search as a whole, as an artifact of the parent run."""
+    teacher, splits = preparation.teacher, preparation.splits
+    return {
+        "study": study.resolved(),
+        "teacher": {
+            **_model(teacher.spec),
+            "candidates": study.layers.candidates,
+            "sha256": teacher.sha256,
+            "path": str(teacher.path),
+            "artifact": TEACHER_ARTIFACT,
+            "val_accuracy": teacher.val_accuracy,
+        },
+        "student": _model(student_spec(study, splits)),
+        "data": {**asdict(study.data_spec()), "mean": list(splits.mean), "sd": list(splits.sd)},
+        "training": {
+            "recipe": asdict(study.recipe.recipe()),
+            "rungs": list(study.budget.rungs),
+            "data_seed": study.seed,
+            "init_seed": study.seed,
+            "threads": study.resources.cpus_per_trial,
+        },
+        "validation_images": len(splits.validation),
+        "provenance": provenance(version("hintsearch")),
+    }
+
+
+def _model(spec: ModelSpec) -> dict[str, Any]:
+    content = spec.to_dict()
+    content["model"] = content.pop("name")
+    return {**content, "factory_sha256": own_factory_sha256(spec.name)}
+
+
+def _run_tune(
+    log: SearchLog,
+    study: Study,
+    preparation: Preparation,
+    sampler: ArmSampler,
+    left: Sequence[PlannedTrial],
+    planned: int,
+    view: View,
+) -> None:
+    """Runs the trials that are left in a Tune experiment of their own; returns early on Ctrl-C."""
+    context = TrialContext(
+        student=student_spec(study, preparation.splits),
+        teacher=preparation.teacher.spec,
+        teacher_weights=preparation.teacher.arrays(),
+        splits=preparation.splits,
+        recipe=study.recipe.recipe(),
+        rungs=study.budget.rungs,
+        seeds=Seeds(study.seed, study.seed),
+        device="cuda" if study.resources.gpus_per_trial else "cpu",
+        threads=study.resources.cpus_per_trial,
+        checkpoint_seconds=study.budget.checkpoint_seconds,
+    )
+    resolver = HintResolver(
+        preparation.layers.candidates,
+        preparation.student,
+        preparation.layers.distances,
+        study.space.loss.logit,
+        study.seed,
+    )
+    storage = log.path.parent / "tune"
+    experiment = 1 + sum(1 for _ in storage.iterdir()) if storage.is_dir() else 1
+    # Tune's own csv, json and tensorboard files would be a second, partial journal.
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    # Our own table shows the trials; Tune and Optuna would print between its lines.
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    resources = {"cpu": study.resources.cpus_per_trial, "gpu": study.resources.gpus_per_trial}
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(run_trial, context=context), resources),
+        tune_config=tune.TuneConfig(
+            search_alg=JournalSearcher(log, sampler, resolver, study, left),
+            scheduler=RungScheduler(log, study),
+            num_samples=len(left),
+            max_concurrent_trials=concurrent_trials(study),
+            reuse_actors=True,
+            trial_name_creator=trial_directory,
+            trial_dirname_creator=trial_directory,
+        ),
+        run_config=tune.RunConfig(
+            name=str(experiment),
+            storage_path=str(storage),
+            callbacks=[TrialRecorder(log)],
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
+            verbose=0,
+        ),
+    )
+    with LiveTable(view, log.history, study, planned) as table:
+        log.listen(table)
+        tuner.fit()
+
+
+def concurrent_trials(study: Study) -> int:
+    """Trials at once: as many as fit on the cluster, or fewer if the study says so."""
+    fitting = int(cluster_cpus() // study.resources.cpus_per_trial)
+    if study.resources.gpus_per_trial:
+        fitting = min(fitting, int(cluster_gpus() // study.resources.gpus_per_trial))
+    return max(1, min(fitting, study.resources.concurrent_trials or fitting))
+
+
+def trial_directory(trial: Trial) -> str:
+    """A short name: Tune's default holds all parameters and can be longer than file systems allow."""
+    return str(trial.trial_id)
+
+
+def _conclude(
+    log: SearchLog, tracked: TrackedSearch, interrupted: bool, missing: int, validation_images: int
+) -> SearchResult:
+    began, folder = log.history.began, log.path.parent
+    assert began is not None
+    record = read_search(tracked.client, began.name)
+    hints: Path | None = None
+    if not interrupted and not missing:
+        if record.winner():
+            hints = folder / HINTS_FILE
+            export_hints(tracked.client, record, hints)
+            tracked.add_file(hints, "")
+        tracked.close(tracked.parent_run_id, "FINISHED", {"outcome": "completed"})
+    return SearchResult(began.name, folder, began.tracking_uri, record, hints, interrupted, validation_images, missing)
+
+
+def _announcement(name: str, study: Study, cost: Estimate) -> str:
+    """What the search will cost at most, before anything is spent."""
+    gpu_hours = cost.training_seconds / 3600 * study.resources.gpus_per_trial
+    device = "measured on this machine's CPU" if gpu_hours else "measured"
+    teacher = "is cached" if cost.teacher_cached else f"is trained first, {study.teacher.recipe.epochs} epochs"
+    return (
+        f"Search {name}: {cost.trials} trials of at most {study.budget.rungs[-1]} epochs, "
+        f"{cost.epoch_seconds:.2f} s an epoch ({device}): at most {_duration(cost.wall_seconds)} and "
+        f"{gpu_hours:.1f} GPU-hours. The teacher {teacher}."
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,82 @@
+"""When a trial is stopped: ASHA on annealed rungs, with its memory in the journal.
+
+Ray's own ASHA keeps its rungs by Tune's trial id inside the scheduler, where a restart loses them, and knows no trial
+that counts but is never stopped.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from .events import Decision, Finished, History, Reported
+from .journal import SearchLog
+from .study import Study
+
+
+def rung_decision(history: History, study: Study, number: int, epoch: int, value: float) -> Decision:
+    """ASHA's decision at a rung's end (Li et al. 2020, arXiv 1810.05934, asynchronous successive halving).
+
+    A search trial goes on if its value is not worse than the best 1/reduction of the values that reached this rung
+    before it. Control arms' values count, but they are never stopped.
+    """
+    sign = 1.0 if study.objective.direction == "maximize" else -1.0
+    if history.trials[number].suggested.arm != "search":
+        return "continue"
+    earlier = [
+        sign * trial.reports[epoch].metrics[study.objective.metric]
+        for trial in history.trials.values()
+        if epoch in trial.reports and trial.number != number
+    ]
+    if not earlier:
+        return "continue"
+    cutoff = float(np.percentile(earlier, (1 - 1 / study.budget.reduction) * 100))
+    return "stop" if sign * value < cutoff else "continue"
+
+
+class RungScheduler(FIFOScheduler):
+    """Journals every report with ASHA's decision, before Tune acts on it.
+
+    Args:
+        log: the search's log.
+        study: its objective and budget are used.
+    """
+
+    def __init__(self, log: SearchLog, study: Study) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._log, self._study = log, study
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Called by Tune for every report, and once more with the last report when the function returns."""
+        number = int(trial.config["number"])
+        known = self._log.history.trials[number]
+        if known.finished is not None:
+            return str(TrialScheduler.STOP)
+        if "failure" in result:
+            self._log.record(Finished(number, "failed", result["failure"]))
+            return str(TrialScheduler.STOP)
+        epoch = int(result["epoch"])
+        # A trial that went on from a checkpoint repeats epochs that the journal has: they are not recorded again.
+        if epoch not in known.reports:
+            metrics = {name: float(result[name]) for name in result if _is_ours(name)}
+            value = metrics[self._study.objective.metric]
+            if not math.isfinite(value):
+                # No comparison with NaN is true: neither this trial nor any after it would ever be stopped.
+                reason = f"{self._study.objective.metric} is {value} in epoch {epoch}; lower lr or the weights"
+                self._log.record(Finished(number, "failed", reason))
+                return str(TrialScheduler.STOP)
+            decision: Decision | None = None
+            if epoch in self._study.budget.rungs[:-1]:
+                decision = rung_decision(self._log.history, self._study, number, epoch, value)
+            self._log.record(Reported(number, epoch, metrics, decision))
+        return str(TrialScheduler.STOP if known.stopped else TrialScheduler.CONTINUE)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its parts for a restore of its own, which the journal replaces."""
+        return {}
+
+
+def _is_ours(metric: str) -> bool:
+    return metric in ("lr", "train_loss", "images_per_second") or metric.startswith(("val_", "loss_", "normaliser_"))

@@ -1,0 +1,170 @@
+"""The teacher: loaded from a checkpoint, or trained once and cached by content."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from numpy.typing import NDArray
+
+from ..distill.batches import DeviceImages
+from ..distill.data import DataSplits, ImageSet
+from ..distill.evaluation import evaluate
+from ..distill.threads import torch_threads
+from ..distill.trainer import EpochResult, Recipe, Seeds, Trainer
+from ..models.errors import InputError
+from ..models.files import replacing
+from ..models.weights import StateDict, apply_weights, read_weights, save_weights, weights_sha256
+from ..models.zoo import ModelSpec, build_model
+from .places import cache_folder, cached_teacher_path
+from .study import Study
+
+# Part of the cache key: a teacher of an older trainer is another teacher.
+TRAINING_VERSION = 1
+CHECKED_IMAGES = 512
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher that is ready.
+
+    Attributes:
+        spec: how to build it.
+        weights: its state dict.
+        sha256: of the weights, whatever file they lie in.
+        path: the file they lie in.
+        val_accuracy: on the validation split, 0..1.
+    """
+
+    spec: ModelSpec
+    weights: StateDict
+    sha256: str
+    path: Path
+    val_accuracy: float
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The weights as arrays, for Ray's object store."""
+        return {name: tensor.numpy() for name, tensor in self.weights.items()}
+
+    def network(self) -> torch.nn.Module:
+        """The network with its weights, in eval mode."""
+        network = build_model(self.spec)
+        apply_weights(network, self.weights, str(self.path))
+        return network.eval()
+
+
+def teacher_spec(study: Study, splits: DataSplits) -> ModelSpec:
+    """How to build the study's teacher for these data."""
+    return ModelSpec(study.teacher.model, splits.classes, splits.image_shape[0], study.teacher.width)
+
+
+def student_spec(study: Study, splits: DataSplits) -> ModelSpec:
+    """How to build the study's student for these data."""
+    return ModelSpec(study.student.model, splits.classes, splits.image_shape[0], study.student.width)
+
+
+def find_teacher(study: Study, splits: DataSplits) -> Teacher | None:
+    """The teacher from its checkpoint or from the cache; None if it is yet to be trained.
+
+    Raises:
+        InputError: the checkpoint cannot be read, does not fit, or is no better than twice chance.
+    """
+    spec = teacher_spec(study, splits)
+    if study.teacher.checkpoint:
+        path = Path(study.teacher.checkpoint)
+        return _ready(study, read_weights(path), path, splits)
+    index = _cache_index(study, spec, splits)
+    if not index.is_file():
+        return None
+    path = cached_teacher_path(json.loads(index.read_text())["sha256"])
+    return _ready(study, read_weights(path), path, splits) if path.is_file() else None
+
+
+def train_teacher(
+    study: Study, splits: DataSplits, on_epoch: Callable[[EpochResult, int], None] | None = None
+) -> Teacher:
+    """Trains the study's teacher on the cluster and puts it into the cache; Ray must be running.
+
+    Args:
+        study: its teacher section is used.
+        splits: training and validation images.
+        on_epoch: called with each epoch's figures and the number of epochs.
+
+    Raises:
+        InputError: the trained teacher is no better than twice chance.
+    """
+    spec = teacher_spec(study, splits)
+    epochs = study.teacher.recipe.epochs
+    gpus = min(1.0, float(ray.cluster_resources().get("GPU", 0)))
+    cpus = study.resources.cpus_per_trial
+    # Typed Any: Ray's types know no streaming generators.
+    remote: Any = ray.remote(_train).options(num_cpus=cpus, num_gpus=gpus, num_returns="streaming")
+    seeds = Seeds(study.seed, study.seed)
+    weights: StateDict = {}
+    for reference in remote.remote(spec, ray.put(splits), study.teacher.recipe.recipe(), epochs, seeds, cpus, gpus > 0):
+        item = ray.get(reference)
+        if isinstance(item, EpochResult):
+            if on_epoch:
+                on_epoch(item, epochs)
+        else:
+            weights = {name: torch.from_numpy(array.copy()) for name, array in item.items()}
+    path = cached_teacher_path(weights_sha256(weights))
+    teacher = _ready(study, weights, path, splits)
+    save_weights(path, weights)
+    with replacing(_cache_index(study, spec, splits)) as temporary:
+        temporary.write_text(json.dumps({"sha256": teacher.sha256, "val_accuracy": teacher.val_accuracy}))
+    return teacher
+
+
+def _train(
+    spec: ModelSpec, splits: DataSplits, recipe: Recipe, epochs: int, seeds: Seeds, threads: int, on_gpu: bool
+) -> Iterator[EpochResult | dict[str, NDArray[Any]]]:
+    torch.set_num_threads(threads)
+    trainer = Trainer(spec, splits, recipe, (epochs,), seeds, device="cuda" if on_gpu else "cpu")
+    yield from trainer.epochs()
+    yield {name: tensor.cpu().numpy() for name, tensor in trainer.student.state_dict().items()}
+
+
+def _ready(study: Study, weights: StateDict, path: Path, splits: DataSplits) -> Teacher:
+    spec = teacher_spec(study, splits)
+    network = build_model(spec)
+    apply_weights(network, weights, str(path))
+    with torch_threads(study.resources.cpus_per_trial):
+        accuracy = check_teacher(network, splits, str(path))
+    return Teacher(spec, weights, weights_sha256(weights), path, accuracy)
+
+
+def check_teacher(network: torch.nn.Module, splits: DataSplits, origin: str) -> float:
+    """The teacher's accuracy on the validation split.
+
+    Raises:
+        InputError: on the first 512 images it is no better than twice chance.
+    """
+    device = torch.device("cpu")
+    first = ImageSet(splits.validation.images[:CHECKED_IMAGES], splits.validation.labels[:CHECKED_IMAGES])
+    quick = evaluate(network, DeviceImages(first, splits.mean, splits.sd, device), 256)["accuracy"]
+    if quick <= 2 / splits.classes:
+        raise InputError(
+            f"the teacher {origin} has {quick:.1%} accuracy on {len(first)} validation images, but must be better than "
+            f"twice chance ({2 / splits.classes:.1%}); check normalisation (data.mean, data.sd), class order and "
+            "channel order, or train it longer"
+        )
+    everything = DeviceImages(splits.validation, splits.mean, splits.sd, device)
+    return evaluate(network, everything, 256)["accuracy"]
+
+
+def _cache_index(study: Study, spec: ModelSpec, splits: DataSplits) -> Path:
+    """The file that names the weights trained by this recipe on these data."""
+    made_by = {
+        "version": TRAINING_VERSION,
+        "spec": asdict(spec),
+        "data": splits.sha256(),
+        "recipe": study.teacher.recipe.model_dump(),
+        "seed": study.seed,
+    }
+    key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
+    return cache_folder() / "teachers" / f"{key}.json"

@@ -1,0 +1,178 @@
+"""One trial: from a suggestion to a hint configuration on the driver, and its training on a worker."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import monotonic
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from ray import tune
+
+from ..analysis.hint_selection import HintSelection, select_control, select_hints
+from ..analysis.layer_metrics import LayerDistances
+from ..analysis.pairing import pair_hints
+from ..distill.data import DataSplits
+from ..distill.hint_configuration import HintConfiguration, HintPair
+from ..distill.seeding import derived_seed
+from ..distill.trainer import NonFiniteLossError, Recipe, Seeds, Trainer
+from ..models.candidates import Candidate
+from ..models.errors import InputError
+from ..models.weights import apply_weights
+from ..models.zoo import ModelSpec, build_model
+from .events import Suggested
+
+CHECKPOINT_FILE = "training.pt"
+
+
+@dataclass(frozen=True)
+class HintResolver:
+    """Turns a suggestion into hint points and a hint configuration.
+
+    Attributes:
+        teacher: the teacher's candidates.
+        student: the student's candidates.
+        distances: the teacher's layer metrics.
+        logit_loss: name of the logit loss.
+        seed: of the study, for the random control.
+    """
+
+    teacher: tuple[Candidate, ...]
+    student: tuple[Candidate, ...]
+    distances: LayerDistances
+    logit_loss: str
+    seed: int
+
+    def resolve(
+        self, number: int, control: str, parameters: Mapping[str, Any]
+    ) -> tuple[HintConfiguration, HintSelection | None]:
+        """The configuration of a trial, and the selection behind it (None if it has no hints).
+
+        Raises:
+            InputError: the parameters do not fit the networks.
+        """
+        selection = self._selection(number, control, parameters)
+        return (
+            HintConfiguration(
+                pairs=self._pairs(selection, parameters) if selection else (),
+                classification_weight=parameters["weight.classification"],
+                logit_weight=parameters["weight.logit"],
+                logit_loss=self.logit_loss,
+                temperature=parameters.get("temperature", 4.0),
+            ),
+            selection,
+        )
+
+    def _selection(self, number: int, control: str, parameters: Mapping[str, Any]) -> HintSelection | None:
+        if "hints.selector" not in parameters:
+            return None
+        clusters, selector = parameters["hints.clusters"], parameters["hints.selector"]
+        if not control:
+            return select_hints(self.distances, clusters, parameters["hints.metrics"].split(","), selector)
+        rng = np.random.default_rng(derived_seed("control", self.seed, number))
+        return select_control(self.teacher, clusters, selector, rng)
+
+    def _pairs(self, selection: HintSelection, parameters: Mapping[str, Any]) -> tuple[HintPair, ...]:
+        points = [self.teacher[index - 1] for index in selection.indices]
+        return tuple(
+            HintPair(point.path, layer.path, parameters["loss.hint"], parameters["weight.hint"])
+            for point, layer in pair_hints(selection.selector, points, len(self.teacher), self.student)
+        )
+
+
+@dataclass(frozen=True)
+class TrialContext:
+    """What all trials of a search share; it lies once in Ray's object store.
+
+    Attributes:
+        student: the network to train.
+        teacher: the network to learn from.
+        teacher_weights: its state dict as arrays.
+        splits: training and validation images, never test.
+        recipe: of the student, but for the learning rate.
+        rungs: epochs at which a rung ends.
+        seeds: of every trial of the search, so that arms differ in their parameters only.
+        device: where to train; a trial that asked for no GPU must not use one, though since Ray 2.56 it sees them all.
+        threads: torch's, from the trial's resources (Ray's own setting follows the CPU request only at start).
+        checkpoint_seconds: least time between two checkpoints inside a rung.
+    """
+
+    student: ModelSpec
+    teacher: ModelSpec
+    teacher_weights: dict[str, NDArray[Any]]
+    splits: DataSplits
+    recipe: Recipe
+    rungs: tuple[int, ...]
+    seeds: Seeds
+    device: str
+    threads: int
+    checkpoint_seconds: float
+
+
+def tune_config(suggested: Suggested, checkpoint: str | None) -> dict[str, Any]:
+    """What Tune hands to `run_trial` for a suggestion, new or issued again."""
+    return {
+        "number": suggested.number,
+        "hints": suggested.hints,
+        "lr": suggested.parameters["lr"],
+        "checkpoint": checkpoint,
+    }
+
+
+def run_trial(config: dict[str, Any], context: TrialContext) -> None:
+    """Trains one student and reports each epoch to Tune; the function trainable.
+
+    A loss that is not finite, or a configuration that the networks refuse, is reported as `failure`: it fails the
+    trial, not the search.
+    """
+    torch.set_num_threads(context.threads)
+    try:
+        _train(config, context)
+    except (NonFiniteLossError, InputError) as error:
+        tune.report({"epoch": 0, "failure": str(error)})
+    finally:
+        # The actor's next trial starts with all of the device's memory.
+        if context.device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _train(config: dict[str, Any], context: TrialContext) -> None:
+    hints = HintConfiguration.from_dict(config["hints"])
+    trainer = Trainer(
+        context.student,
+        context.splits,
+        Recipe(**{**context.recipe.__dict__, "lr": config["lr"]}),
+        context.rungs,
+        context.seeds,
+        hints=hints,
+        teacher=_teacher(context) if hints.needs_teacher else None,
+        device=context.device,
+    )
+    if config["checkpoint"]:
+        with tune.Checkpoint(config["checkpoint"]).as_directory() as folder:
+            trainer.load_checkpoint(Path(folder) / CHECKPOINT_FILE)
+    saved = monotonic()
+    for result in trainer.epochs():
+        metrics = {"epoch": result.epoch, **result.metrics}
+        if result.epoch == 1:
+            metrics |= {f"normaliser_{i}": value for i, value in enumerate(trainer.normalisers, start=1)}
+        ended = result.epoch == context.rungs[-1]
+        due = result.epoch in context.rungs or monotonic() - saved >= context.checkpoint_seconds
+        if ended or not due:
+            tune.report(metrics)
+            continue
+        with TemporaryDirectory() as folder:
+            trainer.save_checkpoint(Path(folder) / CHECKPOINT_FILE)
+            tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
+        saved = monotonic()
+
+
+def _teacher(context: TrialContext) -> torch.nn.Module:
+    teacher = build_model(context.teacher)
+    # A copy: the arrays in the object store are read-only, and batch norm's counters would be written to.
+    state = {name: torch.from_numpy(array.copy()) for name, array in context.teacher_weights.items()}
+    apply_weights(teacher, state, context.teacher.name)
+    return teacher

@@ -1,0 +1,259 @@
+"""What a person sees while a search runs and when it ends."""
+
+import json
+import math
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ..analysis.hint_selection import HintSelection
+from ..analysis.trials import SearchRecord, TrialRow
+from ..distill.trainer import EpochResult, Seeds
+from .export import HintFile, load_hints
+from .layers import Layers
+from .retrain import RetrainedStudent
+from .teacher import Teacher
+
+# Tables are wider than the 80 columns that a pipe or a log file is taken to have.
+WIDTH_WITHOUT_TERMINAL = 150
+
+
+class View:
+    """Shows progress and tables on a console.
+
+    Args:
+        json_output: whether stdout is for one JSON document: everything else then goes to stderr.
+    """
+
+    def __init__(self, json_output: bool = False) -> None:
+        stream = sys.stderr if json_output else sys.stdout
+        width = None if stream.isatty() else WIDTH_WITHOUT_TERMINAL
+        self.console = Console(file=stream, width=width, highlight=False, soft_wrap=False)
+        self._json_output = json_output
+
+    def say(self, text: str) -> None:
+        """One line; long ones are left to the terminal to wrap, so that paths can be copied."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def document(self, content: Any) -> None:
+        """The JSON document of a command, if one was asked for."""
+        if self._json_output:
+            print(json.dumps(content, default=str))
+
+    @contextmanager
+    def teacher_training(self, name: str) -> Iterator[Callable[[EpochResult, int], None]]:
+        """A progress bar over the teacher's epochs."""
+        with self._progress("epochs") as progress:
+            task = progress.add_task(f"training the teacher {name}", total=None)
+
+            def on_epoch(result: EpochResult, epochs: int) -> None:
+                progress.update(task, completed=result.epoch, total=epochs)
+
+            yield on_epoch
+
+    @contextmanager
+    def layer_pass(self, images: int) -> Iterator[Callable[[int], None]]:
+        """A progress bar over the images of the layer pass."""
+        with self._progress("images") as progress:
+            task = progress.add_task("measuring the teacher's layers", total=images)
+            yield lambda done: progress.update(task, completed=done)
+
+    def teacher(self, teacher: Teacher, trained: bool) -> None:
+        """The teacher's accuracy and where its weights lie."""
+        origin = "trained" if trained else "from"
+        self.say(
+            f"Teacher {teacher.spec.name}: validation accuracy {teacher.val_accuracy:.2%} "
+            f"({origin} {teacher.path}, sha256 {teacher.sha256[:12]})"
+        )
+
+    def layers(self, layers: Layers) -> None:
+        """One row a candidate: shape, cost, scores, distance to the next."""
+        distances = layers.distances
+        pairwise = [name for name in distances.distances if name not in distances.scores]
+        table = Table(title=f"Candidate layers of the teacher, measured on {distances.images} images")
+        for column in ("#", "layer", "channels", "size", "multiply-adds", *distances.scores):
+            table.add_column(column, justify="left" if column == "layer" else "right")
+        for name in pairwise:
+            table.add_column(f"{name} to next", justify="right")
+        for position, candidate in enumerate(layers.candidates):
+            following = position + 1
+            steps = [
+                f"{distances.distances[name][position, following]:.3f}" if following < len(layers.candidates) else ""
+                for name in pairwise
+            ]
+            table.add_row(
+                str(candidate.index),
+                candidate.path,
+                str(candidate.channels),
+                f"{candidate.height}×{candidate.width}",
+                f"{candidate.multiply_adds:,}",
+                *(f"{values[position]:.3f}" for values in distances.scores.values()),
+                *steps,
+            )
+        self.console.print(table)
+
+    def selection(self, selection: HintSelection, pairs: Sequence[tuple[str, str]]) -> None:
+        """The chosen hint points, the candidates each stands for, and the student layers they are paired with."""
+        how = f"{selection.selector} on {', '.join(selection.metrics)}" if selection.metrics else selection.selector
+        table = Table(title=f"Hint points by {how}")
+        for column in ("hint point", "#", "stands for", "student layer"):
+            table.add_column(column)
+        rows = zip(selection.points, selection.indices, selection.clusters, pairs, strict=True)
+        for point, index, members, (_, student) in rows:
+            table.add_row(point, str(index), ", ".join(map(str, members)), student)
+        self.console.print(table)
+
+    def leaderboard(self, record: SearchRecord, trials: Sequence[TrialRow] | None = None) -> None:
+        """Completed trials best first, control arms marked; then how the others ended."""
+        shown = [t for t in record.trials if t.outcome == "completed"] if trials is None else list(trials)
+        table = Table(title=f"Leaderboard of {record.name} by {record.metric}")
+        columns = ("trial", "arm", "hint points from", "K", "hint points", "loss", "β hint", "α logit", "τ", "epochs")
+        for column in (*columns, record.metric):
+            table.add_column(
+                column, justify="left" if column in ("arm", "hint points from", "hint points") else "right"
+            )
+        if trials is not None:
+            table.add_column("outcome")
+        for row in shown:
+            cells = trial_cells(row.arm, row.control, row.parameters)
+            value = f"{row.metrics[record.metric]:.4f}" if record.metric in row.metrics else ""
+            outcome = [row.outcome] if trials is not None else []
+            style = "bold" if row.arm == "search" else "cyan"
+            table.add_row(str(row.number), *cells, str(row.epochs), value, *outcome, style=style)
+        self.console.print(table)
+        self.say(", ".join(f"{count} {outcome}" for outcome, count in _outcomes(record).items()) + " trials")
+
+    def verdict(self, record: SearchRecord, validation_images: int) -> None:
+        """What the leaderboard allows to say, in words; a null is called a null."""
+        found, control = record.best("search"), record.best("control")
+        if control is None:
+            return
+        if found is None:
+            self.say(
+                f"Every search trial was behind the controls and stopped at a rung: a null result. Best control: "
+                f"{control.control} (trial {control.number}), {record.metric} {control.metrics[record.metric]:.4f}."
+            )
+            return
+        ours, theirs = found.metrics[record.metric], control.metrics[record.metric]
+        gain = ours - theirs if record.direction == "maximize" else theirs - ours
+        said = (
+            f"Best of the search: trial {found.number}, {record.metric} {ours:.4f}. "
+            f"Best control: {control.control} (trial {control.number}), {theirs:.4f}. "
+        )
+        if gain <= 0:
+            self.say(said + "No searched configuration beat the best control: a null result.")
+            return
+        if record.metric == "val_accuracy":
+            error = math.sqrt(theirs * (1 - theirs) / validation_images)
+            said += (
+                f"A lead of {100 * gain:.1f} points; one accuracy on {validation_images} validation images has a "
+                f"standard error of {100 * error:.1f}. "
+            )
+        trials = sum(t.arm == "search" for t in record.trials)
+        self.say(said + f"It is the best of {trials} with one seed each: retrain it with several seeds to know.")
+
+    def hint_points(self, hints: Path) -> None:
+        """The pairs and weights of an exported file."""
+        content = load_hints(hints)
+        table = Table(title=f"Hint configuration of trial {content.trial}")
+        for column in ("hint point", "student layer", "loss", "β", "normaliser"):
+            table.add_column(column)
+        for pair in content.hints.pairs:
+            normaliser = _short(pair.normaliser)
+            table.add_row(pair.teacher_layer, pair.student_layer, pair.loss, _short(pair.weight), normaliser)
+        self.console.print(table)
+        weights = content.hints
+        self.say(
+            f"γ classification {_short(weights.classification_weight)}, α {weights.logit_loss} "
+            f"{_short(weights.logit_weight)}, τ {_short(weights.temperature)}"
+        )
+
+    @contextmanager
+    def retraining(self, seeds: int, epochs: int) -> Iterator[Callable[[Seeds, EpochResult], None]]:
+        """A progress bar over the epochs of all students."""
+        with self._progress("epochs") as progress:
+            task = progress.add_task("training students", total=seeds * epochs)
+            yield lambda _seeds, _result: progress.advance(task)
+
+    def retrained(self, hints: HintFile, students: Sequence[RetrainedStudent], same_student: bool) -> None:
+        """One row a student, mean and spread, and whether the first repeats the exported figure."""
+        table = Table(title=f"Students retrained from trial {hints.trial} of {hints.search}")
+        for column in ("data seed", "init seed", "validation accuracy", "test accuracy", "weights"):
+            table.add_column(column, overflow="fold")
+        for student in students:
+            table.add_row(
+                str(student.data_seed),
+                str(student.init_seed),
+                f"{student.validation['val_accuracy']:.4f}",
+                f"{student.test_accuracy:.4f}",
+                str(student.path),
+            )
+        self.console.print(table)
+        if len(students) > 1:
+            accuracies = [student.test_accuracy for student in students]
+            mean, sd = statistics.mean(accuracies), statistics.stdev(accuracies)
+            self.say(f"Test accuracy {mean:.4f} ± {sd:.4f} (mean ± sd of {len(students)} seeds)")
+        if same_student:
+            again, exported = students[0].validation[hints.evidence.metric], hints.evidence.value
+            said = "exactly the exported figure" if again == exported else f"the export says {exported:.6f}"
+            self.say(f"First student's {hints.evidence.metric}: {again:.6f}, {said}")
+
+    def entries(self, title: str, entries: Sequence[Mapping[str, str]]) -> None:
+        """A registry as a table."""
+        table = Table(title=title)
+        columns = list(dict.fromkeys(key for entry in entries for key in entry))
+        for column in columns:
+            table.add_column(column)
+        for entry in entries:
+            table.add_row(*(entry.get(column, "") for column in columns))
+        self.console.print(table)
+
+    def _progress(self, unit: str) -> Progress:
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            refresh_per_second=4,
+            disable=not self.console.is_terminal,
+        )
+
+
+def trial_cells(arm: str, control: str, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+    """A trial's arm, origin and number of hint points, points, loss and weights as short texts."""
+    metrics = str(parameters.get("hints.metrics", "")).replace(",", " ")
+    selector = str(parameters.get("hints.selector", control))
+    points = str(parameters.get("hints.points", ""))
+    return (
+        arm,
+        f"{selector} {metrics}".strip(),
+        str(len(points.split(","))) if points else "",
+        points.replace("layer", "").replace(",", " "),
+        str(parameters.get("loss.hint", "")),
+        _short(parameters.get("weight.hint")),
+        _short(parameters.get("weight.logit")),
+        _short(parameters.get("temperature")),
+    )
+
+
+def _short(value: Any) -> str:
+    if value is None or value == "":
+        return ""
+    return f"{float(value):.3g}"
+
+
+def _outcomes(record: SearchRecord) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for trial in record.trials:
+        counts[trial.outcome] = counts.get(trial.outcome, 0) + 1
+    return counts
