@@ -1,0 +1,412 @@
+"""The command line: `hintsearch`, also `python -m hintsearch`."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+# Nobody is called without being asked; set before Ray and MLflow are imported, which read them then.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+# The UI's job runners (for evaluating language models) are a dozen processes that nothing here uses.
+os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+
+import typer
+
+from ..models.errors import InputError
+
+app = typer.Typer(
+    help="Finds the teacher layers, losses and weights that make hint distillation work.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 3
+DEFAULT_STUDY = "digits"
+
+StudyArgument = Annotated[str, typer.Argument(help="A study file, or the name of one that ships with hintsearch.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the study; may be repeated.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; logs go to stderr.")]
+TrackingOption = Annotated[str | None, typer.Option("--tracking", metavar="URI", help="MLflow tracking store.")]
+AddressOption = Annotated[str | None, typer.Option("--address", help="A Ray cluster; started here without one.")]
+SearchName = Annotated[str, typer.Argument(metavar="NAME", help="A search, or a study: then its latest search.")]
+
+
+def main() -> NoReturn:
+    """Runs the command line; exit codes: 0 done, 1 failed, 2 bad input, 3 interrupted or partial."""
+    # A job manager's SIGTERM is a Ctrl-C: everything is saved and the resume command printed.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: signal.raise_signal(signal.SIGINT))
+    try:
+        app(prog_name="hintsearch")
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    except SystemExit as ended:
+        # Typer's code for a Ctrl-C.
+        sys.exit(INTERRUPTED if ended.code == 130 else ended.code)
+    sys.exit(DONE)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"hintsearch {installed_version('hintsearch')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of all commands."""
+
+
+@app.command()
+def search(
+    study: Annotated[str | None, typer.Argument(help=f"A study file or name. [default: {DEFAULT_STUDY}]")] = None,
+    overrides: SetOption = None,
+    name: Annotated[str | None, typer.Option(help="Name of the search. [default: STUDY-YYYYmmdd-HHMMSS]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a search that was interrupted.")] = False,
+    extend: Annotated[int, typer.Option(min=0, help="Go on with a search and add so many trials.")] = 0,
+    address: AddressOption = None,
+    tracking: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Search for the best hint points, losses and weights."""
+    from .places import new_search_name
+    from .resuming import check_unchanged, existing_search, resume_command
+    from .runner import resume_search, run_search
+    from .study import load_study
+    from .view import View
+
+    view = View(as_json)
+    loaded = load_study(study or DEFAULT_STUDY, overrides or ())
+    goes_on = resume or extend > 0
+    if goes_on:
+        name = existing_search(name or loaded.name, loaded.storage.path)
+        if study is not None:
+            check_unchanged(name, loaded)
+    name = name or new_search_name(loaded.name)
+    goes_on_by = resume_command(name, study, overrides or (), address)
+    try:
+        if goes_on:
+            result = resume_search(
+                name, loaded.storage.path, extend=extend, tracking=tracking, address=address, view=view
+            )
+        else:
+            result = run_search(loaded, name=name, tracking=tracking, address=address, view=view)
+    except KeyboardInterrupt:
+        if Path(loaded.storage.path, name).exists():
+            view.say(f"Interrupted; everything so far is saved. Go on with:\n  {goes_on_by}")
+        raise typer.Exit(INTERRUPTED) from None
+    record = result.record
+    if record is not None:
+        view.leaderboard(record)
+        if not result.interrupted:
+            view.verdict(record, result.validation_images)
+    view.document(
+        {
+            "search": result.name,
+            "tracking": result.tracking_uri,
+            "hints": result.hints,
+            "interrupted": result.interrupted,
+            "trials": [trial.to_dict() for trial in record.trials] if record else [],
+        }
+    )
+    if result.interrupted or result.missing_writes:
+        said = "Interrupted; everything so far is saved."
+        if result.missing_writes:
+            said = f"{result.missing_writes} records are not in the tracking store, which did not answer; none is lost."
+        view.say(f"{said} Go on with:\n  {goes_on_by}")
+        raise typer.Exit(INTERRUPTED)
+    if result.hints is None:
+        view.say("No trial was completed, so there is nothing to export; see the errors above.")
+        raise typer.Exit(FAILED)
+    shown = os.path.relpath(result.hints)
+    view.hint_points(result.hints)
+    view.say(f"Exported: {shown}\n\nNext:")
+    store = f" --tracking {tracking}" if tracking else ""
+    for command, purpose in (
+        (f"hintsearch compare {result.name}{store}", "all trials as a table"),
+        (f"hintsearch distill {shown} --seeds 3", "retrain the student with it, and test it"),
+        (f"hintsearch ui{store}", "the trials in the MLflow UI"),
+    ):
+        view.say(f"  {command}\n      {purpose}")
+
+
+@app.command()
+def check(
+    study: StudyArgument,
+    overrides: SetOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Schema and model shapes only; needs no data.")] = False,
+    address: AddressOption = None,
+    tracking: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a study before anything is spent; starts and creates nothing."""
+    from .places import tracking_uri
+    from .preflight import check_study, check_without_data, estimate
+    from .searcher import plan_trials
+    from .study import load_study
+    from .view import View
+
+    view = View(as_json)
+    loaded = load_study(study, overrides or ())
+    if dry_run:
+        shapes = check_without_data(loaded)
+        cost = None
+    else:
+        checked = check_study(loaded, tracking_uri(tracking, loaded.tracking.uri), address)
+        shapes = checked.shapes
+        cost = estimate(loaded, checked, len(plan_trials(loaded)))
+    view.say(
+        f"{loaded.name} is good: {loaded.teacher.model} has {len(shapes.teacher)} candidates, {loaded.student.model} "
+        f"has {shapes.stages} stages; {len(plan_trials(loaded))} trials of at most {loaded.budget.rungs[-1]} epochs"
+    )
+    if cost is not None:
+        view.say(f"At most {cost.wall_seconds:.0f} s of training here ({cost.epoch_seconds:.2f} s an epoch).")
+    view.document(
+        {
+            "study": loaded.resolved(),
+            "candidates": [asdict(candidate) for candidate in shapes.teacher],
+            "estimate": asdict(cost) if cost else None,
+        }
+    )
+
+
+@app.command()
+def teacher(
+    study: StudyArgument, overrides: SetOption = None, address: AddressOption = None, as_json: JsonOption = False
+) -> None:
+    """Train or load a study's teacher and print its accuracy."""
+    from .preparation import prepare_teacher, study_data
+    from .study import load_study
+    from .view import View
+
+    view = View(as_json)
+    loaded = load_study(study, overrides or ())
+    ready = prepare_teacher(loaded, study_data(loaded), view, address)
+    view.document(
+        {
+            "model": ready.spec.name,
+            "sha256": ready.sha256,
+            "path": str(ready.path),
+            "val_accuracy": ready.val_accuracy,
+        }
+    )
+
+
+@app.command()
+def layers(
+    study: StudyArgument,
+    overrides: SetOption = None,
+    recompute: Annotated[bool, typer.Option("--recompute", help="Measure again, even if it is cached.")] = False,
+    address: AddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the teacher's layers and show the layer metrics."""
+    from .preparation import prepare
+    from .study import load_study
+    from .view import View
+
+    view = View(as_json)
+    prepared = prepare(load_study(study, overrides or ()), view, address, recompute)
+    view.layers(prepared.layers)
+    distances = prepared.layers.distances
+    view.document(
+        {
+            "candidates": [asdict(candidate) for candidate in prepared.layers.candidates],
+            "images": distances.images,
+            "scores": {name: values.tolist() for name, values in distances.scores.items()},
+            "distances": {name: matrix.tolist() for name, matrix in distances.distances.items()},
+        }
+    )
+
+
+@app.command()
+def hints(
+    study: StudyArgument,
+    clusters: Annotated[int, typer.Option(help="Number of hint points K.")],
+    metrics: Annotated[str | None, typer.Option(help="Layer metrics to combine, a,b. [default: the study's]")] = None,
+    selector: Annotated[str, typer.Option(help="A selector or a control selector.")] = "paper_kmeans",
+    overrides: SetOption = None,
+    address: AddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Choose hint points without training a student."""
+    from ..analysis.hint_selection import CONTROL_SELECTORS, SELECTORS
+    from ..analysis.layer_metrics import check_metric
+    from .preflight import check_clusters, check_without_data
+    from .preparation import choose_hints, prepare
+    from .study import load_study
+    from .view import View
+
+    view = View(as_json)
+    loaded = load_study(study, overrides or ())
+    names = tuple(metrics.split(",")) if metrics else loaded.space.hints.metrics
+    for metric in names:
+        check_metric(metric)
+    if selector not in CONTROL_SELECTORS:
+        SELECTORS.entry(selector)
+    check_clusters("--clusters", clusters, loaded.teacher.model, len(check_without_data(loaded).teacher))
+    prepared = prepare(loaded, view, address)
+    selection, pairs = choose_hints(prepared, loaded.seed, clusters, names, selector)
+    view.selection(selection, pairs)
+    view.document(
+        {
+            **asdict(selection),
+            "pairs": [{"teacher_layer": ours, "student_layer": theirs} for ours, theirs in pairs],
+        }
+    )
+
+
+@app.command()
+def distill(
+    hints_file: Annotated[str, typer.Argument(metavar="HINTS", help="An exported hint file.")],
+    student: Annotated[str | None, typer.Option(help="Another student; its layers are paired anew.")] = None,
+    teacher: Annotated[str | None, typer.Option(metavar="PATH", help="File of the teacher's weights.")] = None,
+    seeds: Annotated[int, typer.Option(help="How many students, each with fresh seeds but the first.")] = 1,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="Where the weights go. [default: SEARCH-student.safetensors]")
+    ] = None,
+    trust_code: Annotated[bool, typer.Option("--trust-code", help="Run code that the hint file names.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Retrain a student from an exported hint file, and test it."""
+    from .export import load_hints
+    from .retrain import distill_student
+    from .view import View
+
+    view = View(as_json)
+    content = load_hints(hints_file)
+    place = output or f"{content.search}-student.safetensors"
+    with view.retraining(seeds, content.training.rungs[-1]) as on_epoch:
+        results = distill_student(
+            content,
+            student=student,
+            teacher=teacher,
+            seeds=seeds,
+            output=place,
+            trust_code=trust_code,
+            on_epoch=on_epoch,
+        )
+    view.retrained(content, results, same_student=student is None)
+    view.document(
+        {"search": content.search, "trial": content.trial, "students": [asdict(result) for result in results]}
+    )
+
+
+@app.command()
+def compare(name: SearchName, tracking: TrackingOption = None, as_json: JsonOption = False) -> None:
+    """All trials of a search, read from the tracking store."""
+    from ..analysis.trials import read_search
+    from .places import tracking_uri
+    from .tracking import connect
+    from .view import View
+
+    view = View(as_json)
+    record = read_search(connect(tracking_uri(tracking, None), create=False), name)
+    view.leaderboard(record, record.trials)
+    view.document({"search": record.name, "trials": [trial.to_dict() for trial in record.trials]})
+
+
+@app.command()
+def export(
+    name: SearchName,
+    output: Annotated[str, typer.Option("--output", "-o", help="The file to write.")] = "hints.yaml",
+    trial: Annotated[int | None, typer.Option(help="Its number. [default: the winner of the search]")] = None,
+    tracking: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a trial's hint configuration to a file, read from the tracking store."""
+    from ..analysis.trials import read_search
+    from .export import export_hints
+    from .places import tracking_uri
+    from .tracking import connect
+    from .view import View
+
+    view = View(as_json)
+    client = connect(tracking_uri(tracking, None), create=False)
+    content = export_hints(client, read_search(client, name), Path(output), trial)
+    view.hint_points(Path(output))
+    view.say(f"Exported: trial {content.trial} of {content.search} to {output}")
+    view.document({"path": str(Path(output).resolve()), **content.model_dump(mode="json")})
+
+
+@app.command()
+def ui(
+    tracking: TrackingOption = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
+) -> None:
+    """Open the MLflow UI on the tracking store, on 127.0.0.1 alone."""
+    from .places import tracking_uri
+    from .tracking import connect
+
+    uri = tracking_uri(tracking, None)
+    if "://" in uri and uri.startswith("http"):
+        print(f"The tracking store is a server with a UI of its own: open {uri}")
+        return
+    connect(uri, create=False)
+    print(f"MLflow UI on {uri}: http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"]
+    os.execv(sys.executable, [*command, "--port", str(port)])
+
+
+@app.command()
+def models(as_json: JsonOption = False) -> None:
+    """The networks that a study can name."""
+    from ..models.zoo import MODELS
+
+    _list("Models", MODELS, as_json)
+
+
+@app.command()
+def losses(as_json: JsonOption = False) -> None:
+    """The losses that a study can name."""
+    from ..distill.losses import HINT_LOSSES, LOGIT_LOSSES
+
+    _list("Losses", (*LOGIT_LOSSES, *HINT_LOSSES), as_json)
+
+
+@app.command()
+def metrics(as_json: JsonOption = False) -> None:
+    """The layer metrics that a study can name."""
+    from ..analysis.layer_metrics import PAIRWISE, SCORES
+
+    _list("Layer metrics", (*PAIRWISE, *SCORES), as_json)
+
+
+@app.command()
+def selectors(as_json: JsonOption = False) -> None:
+    """How hint points can be chosen."""
+    from ..analysis.hint_selection import CONTROL_SELECTORS, SELECTORS
+
+    _list("Selectors", (*SELECTORS, *CONTROL_SELECTORS), as_json)
+
+
+@app.command()
+def datasets(as_json: JsonOption = False) -> None:
+    """The data sets that a study can name."""
+    from ..distill.data import DATASETS
+
+    _list("Data sets", DATASETS, as_json)
+
+
+def _list(title: str, entries: Iterable[Any], as_json: bool) -> None:
+    from .view import View
+
+    rows = [{"name": entry.name, **entry.facts, "source": entry.source} for entry in entries]
+    view = View(as_json)
+    view.entries(title, rows)
+    view.document(rows)

@@ -1,0 +1,55 @@
+"""Which search a resume means, and what to type for one."""
+
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..models.errors import InputError, nearest
+from .events import Began
+from .journal import read_journal
+from .places import JOURNAL_FILE
+from .study import Study
+
+
+def existing_search(name: str, storage: str) -> str:
+    """The search of that name in a storage folder, or the latest search of the study of that name.
+
+    Raises:
+        InputError: there is none; names the nearest.
+    """
+    folder = Path(storage)
+    if (folder / name / JOURNAL_FILE).is_file():
+        return name
+    there = sorted(path.parent.name for path in folder.glob(f"*/{JOURNAL_FILE}"))
+    of_study = [found for found in there if found.startswith(f"{name}-")]
+    if of_study:
+        return max(of_study, key=lambda found: (folder / found / JOURNAL_FILE).stat().st_mtime)
+    mend = nearest(name, there) if there else "start one without --resume"
+    raise InputError(f"there is no search {name!r} in {storage}; {mend}")
+
+
+def check_unchanged(name: str, study: Study) -> None:
+    """Refuses to resume with a study that differs from the journal's, which would be ignored silently.
+
+    Raises:
+        InputError: names the first key that differs.
+    """
+    first = read_journal(Path(study.storage.path) / name / JOURNAL_FILE).events[:1]
+    if not first or not isinstance(first[0], Began):
+        return
+    before, now = first[0].study, study.resolved()
+    for key in now:
+        if before.get(key) != now[key]:
+            raise InputError(
+                f"the study's {key!r} has changed since {name} began; leave the study out to go on as it was, use "
+                "--extend for more trials, or start a new search"
+            )
+
+
+def resume_command(name: str, study: str | None, overrides: Iterable[str], address: str | None) -> str:
+    """What to type to go on with a search that was launched with these arguments."""
+    words = ["hintsearch", "search", *([study] if study else [])]
+    for override in overrides:
+        words += ["--set", override]
+    words += ["--address", address] if address else []
+    return shlex.join([*words, "--name", name, "--resume"])

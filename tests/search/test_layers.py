@@ -1,0 +1,140 @@
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hintsearch.analysis.layer_metrics import LayerDistances
+from hintsearch.distill.data import DataSplits
+from hintsearch.models.errors import InputError
+from hintsearch.models.weights import weights_sha256
+from hintsearch.models.zoo import ModelSpec
+from hintsearch.search.layers import (
+    Layers,
+    cached_layers,
+    candidates_of,
+    compute_layers,
+    read_distances,
+    write_distances,
+)
+from hintsearch.search.study import Study
+from hintsearch.search.teacher import Teacher
+from torch import nn
+
+MATRIX = np.array([[0, 0.25], [0.25, 0]])
+MEASURED = LayerDistances(
+    ("layer1.0", "layer2.0"), {"r2_cca": MATRIX, "effective_rank": 2 * MATRIX}, {"effective_rank": MATRIX[0]}, 430
+)
+
+
+def assert_same(ours: LayerDistances, theirs: LayerDistances) -> None:
+    assert (ours.paths, ours.images) == (theirs.paths, theirs.images)
+    for mine, other in ((ours.distances, theirs.distances), (ours.scores, theirs.scores)):
+        assert list(mine) == list(other)
+        for name in mine:
+            np.testing.assert_array_equal(mine[name], other[name])
+
+
+def test_written_distances_are_read_back(tmp_path: Path) -> None:
+    write_distances(tmp_path / "distances.npz", MEASURED)
+    assert_same(read_distances(tmp_path / "distances.npz"), MEASURED)
+
+
+def test_written_distances_take_the_place_of_older_ones(tmp_path: Path) -> None:
+    path = tmp_path / "distances.npz"
+    path.write_text("older")
+    write_distances(path, MEASURED)
+    assert [file.name for file in tmp_path.iterdir()] == ["distances.npz"]
+    assert_same(read_distances(path), MEASURED)
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flipped(path: Path) -> None:
+    content = path.read_bytes()
+    place = content.index(MATRIX[0].tobytes())
+    path.write_bytes(content[:place] + b"\x7f" * 8 + content[place + 8 :])
+
+
+def without_paths(path: Path) -> None:
+    np.savez(path, images=np.array(3))
+
+
+def an_array(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, MATRIX)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncated,
+        flipped,
+        without_paths,
+        an_array,
+        Path.unlink,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"PK\x03\x04 and rubbish"),
+        lambda path: path.write_bytes(b"rubbish\n" * 50),
+    ],
+)
+def test_damaged_distances_are_an_error_of_one_line(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    path = tmp_path / "distances.npz"
+    write_distances(path, MEASURED)
+    damage(path)
+    with pytest.raises(InputError) as caught:
+        read_distances(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path} cannot be read as layer metrics (")
+    assert message.endswith("); remove it to compute it again")
+    assert "\n" not in message
+
+
+def test_candidates_are_the_blocks_of_the_network() -> None:
+    found = candidates_of(ModelSpec("resnet8", 10, 1), (1, 8, 8))
+    assert [candidate.path for candidate in found] == ["layer1.0", "layer2.0", "layer3.0"]
+
+
+def test_candidates_are_the_paths_of_the_study() -> None:
+    found = candidates_of(ModelSpec("resnet8", 10, 1), (1, 8, 8), ("layer3.0", "conv1"))
+    assert [candidate.path for candidate in found] == ["conv1", "layer3.0"]
+
+
+@pytest.fixture
+def teacher(teacher_spec: ModelSpec, teacher_network: nn.Module, tmp_path: Path) -> Teacher:
+    weights = teacher_network.state_dict()
+    return Teacher(teacher_spec, weights, weights_sha256(weights), tmp_path / "teacher.safetensors", 0.9)
+
+
+@pytest.fixture
+def study(studied: Callable[..., Study]) -> Study:
+    return studied("layers.images=128", "layers.chunk=64", "layers.actors=1")
+
+
+@pytest.fixture
+def computed(shared_ray: None, cache: Path, study: Study, teacher: Teacher, splits: DataSplits) -> Layers:
+    return compute_layers(study, teacher, splits)
+
+
+def test_computed_layers_are_found_in_the_cache_for_the_same_study_alone(
+    computed: Layers, study: Study, teacher: Teacher, splits: DataSplits, studied: Callable[..., Study]
+) -> None:
+    """One test, for computing takes seconds."""
+    cached = cached_layers(study, teacher, splits)
+    assert cached is not None
+    assert cached.candidates == computed.candidates
+    assert_same(cached.distances, computed.distances)
+    assert cached.distances.images == 128
+    assert list(cached.distances.distances) == list(study.layers.metrics)
+
+    other_images = studied("layers.images=129", "layers.chunk=64")
+    other_data = replace(splits, mean=(0.4,))
+    assert cached_layers(other_images, teacher, splits) is None
+    assert cached_layers(study, replace(teacher, sha256="another"), splits) is None
+    assert cached_layers(study, teacher, other_data) is None
+
+
+def test_empty_cache_has_no_layers(cache: Path, study: Study, teacher: Teacher, splits: DataSplits) -> None:
+    assert cached_layers(study, teacher, splits) is None

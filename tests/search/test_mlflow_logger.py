@@ -1,0 +1,318 @@
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import pytest
+from hintsearch.search.events import Event, Finished, Prepared, Reported, Suggested, Tracked
+from hintsearch.search.journal import SearchLog, read_journal
+from hintsearch.search.mlflow_logger import HINT_FILE, MlflowLogger
+from hintsearch.search.tracking import PARENT_TAG, TrackedSearch
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+numbers = count(1)
+
+Attach = Callable[..., MlflowLogger]
+Runs = Callable[[], dict[int, Run]]
+
+
+@pytest.fixture
+def tracked(client: MlflowClient) -> TrackedSearch:
+    return TrackedSearch(client, f"logger-{next(numbers)}", "a search", None)
+
+
+@pytest.fixture
+def attach(tracked: TrackedSearch) -> Attach:
+    """A logger on the search's runs that follows a log, after catching up with what has been replayed to it."""
+
+    def make(log: SearchLog) -> MlflowLogger:
+        logger = MlflowLogger(tracked, log, "val_accuracy")
+        logger.catch_up()
+        log.listen(logger)
+        return logger
+
+    return make
+
+
+@pytest.fixture
+def resumed(log: SearchLog) -> Callable[[], SearchLog]:
+    """A new log that has replayed the journal, as after a restart."""
+
+    def make() -> SearchLog:
+        again = SearchLog(log.path)
+        again.replay(read_journal(log.path).events, torn=0)
+        return again
+
+    return make
+
+
+@pytest.fixture
+def runs(client: MlflowClient, tracked: TrackedSearch) -> Runs:
+    """The runs of the search's trials, by number; no number twice."""
+
+    def find() -> dict[int, Run]:
+        parent = client.get_run(tracked.parent_run_id)
+        children = client.search_runs([parent.info.experiment_id], f"tags.`{PARENT_TAG}` = '{tracked.parent_run_id}'")
+        found = {int(run.data.tags["trial"]): run for run in children}
+        assert len(found) == len(children)
+        return found
+
+    return find
+
+
+def metrics(epoch: int) -> dict[str, float]:
+    return {"val_accuracy": epoch / 100, "val_loss": 1 / epoch, "train_loss": 2 / epoch, "lr": 0.1}
+
+
+def reports(number: int, *epochs: int) -> list[Event]:
+    return [Reported(number, epoch, metrics(epoch), None) for epoch in epochs]
+
+
+@pytest.fixture
+def course(suggested: Callable[..., Suggested]) -> list[Event]:
+    """Trials 1 completed, 2 pruned, 3 failed, 4 not at its end."""
+    return [
+        Prepared("abc123", "teacher.safetensors", 0.9),
+        suggested(1, "stage_ends"),
+        *reports(1, 1, 8),
+        suggested(2),
+        *reports(1, 24),
+        Finished(1, "completed", ""),
+        *reports(2, 8),
+        Finished(2, "pruned", ""),
+        suggested(3),
+        Finished(3, "failed", "the loss is not finite"),
+        suggested(4),
+        *reports(4, 1, 2),
+    ]
+
+
+@pytest.fixture
+def logged(log: SearchLog, attach: Attach, course: list[Event]) -> SearchLog:
+    """The log of an interrupted search, all of which is in MLflow."""
+    logger = attach(log)
+    for event in course:
+        log.record(event)
+    assert logger.close(interrupted=True) == 0
+    return log
+
+
+def steps(client: MlflowClient, run: Run, metric: str = "val_accuracy") -> list[int]:
+    return sorted(entry.step for entry in client.get_metric_history(run.info.run_id, metric))
+
+
+def test_trap_14_each_trial_has_one_run(logged: SearchLog, runs: Runs) -> None:
+    assert set(runs()) == {1, 2, 3, 4}
+
+
+def test_trap_14_outcome_is_the_run_s_status_and_none_is_left_running(logged: SearchLog, runs: Runs) -> None:
+    ended = {number: (run.info.status, run.data.tags["outcome"]) for number, run in runs().items()}
+    assert ended == {
+        1: ("FINISHED", "completed"),
+        2: ("FINISHED", "pruned"),
+        3: ("FAILED", "failed"),
+        4: ("KILLED", "interrupted"),
+    }
+
+
+def test_run_has_the_tags_of_its_trial(logged: SearchLog, runs: Runs) -> None:
+    control, search = runs()[1].data.tags, runs()[2].data.tags
+    assert (control["arm"], control["control"], control["teacher.sha256"]) == ("control", "stage_ends", "abc123")
+    assert search["arm"] == "search"
+    assert "control" not in search
+
+
+def test_failed_run_says_why(logged: SearchLog, runs: Runs) -> None:
+    assert runs()[3].data.tags["error"] == "the loss is not finite"
+
+
+def test_parameters_of_a_search_trial_are_the_run_s(logged: SearchLog, runs: Runs) -> None:
+    suggested = logged.history.trials[2].suggested
+    params = runs()[2].data.params
+    assert {name: params[name] for name in suggested.parameters} == {
+        name: str(value) for name, value in suggested.parameters.items()
+    }
+    assert params["hints.points"].split(",") == suggested.selection["points"]
+    first = suggested.hints["pairs"][0]
+    assert params["hints.pairs"].startswith(f"{first['teacher_layer']}→{first['student_layer']}")
+
+
+def test_parameters_of_a_control_show_its_points(logged: SearchLog, runs: Runs) -> None:
+    params = runs()[1].data.params
+    assert params["hints.points"] == "layer1.2,layer2.2,layer3.2"
+    assert params["hints.pairs"] == "layer1.2→layer1.0,layer2.2→layer2.0,layer3.2→layer3.0"
+    assert "hints.metrics" not in params
+
+
+@pytest.mark.parametrize("control", ["no_distillation", "kd_only"])
+def test_control_without_hints_shows_its_name_as_selector(
+    log: SearchLog, attach: Attach, runs: Runs, suggested: Callable[..., Suggested], control: str
+) -> None:
+    logger = attach(log)
+    log.record(suggested(1, control))
+    logger.close(interrupted=True)
+    params = runs()[1].data.params
+    assert params["hints.selector"] == control
+    assert "hints.points" not in params
+
+
+def test_metrics_are_logged_by_real_epoch(client: MlflowClient, logged: SearchLog, runs: Runs) -> None:
+    run = runs()[1]
+    assert steps(client, run) == [1, 8, 24]
+    assert run.data.metrics == {**metrics(24), "epoch": 24.0}
+
+
+def test_hint_configuration_is_an_artifact_of_the_run(client: MlflowClient, logged: SearchLog, runs: Runs) -> None:
+    content = json.loads(Path(client.download_artifacts(runs()[2].info.run_id, HINT_FILE)).read_text())
+    suggested = logged.history.trials[2].suggested
+    assert content == {
+        "hints": suggested.hints,
+        "selection": suggested.selection,
+        "parameters": suggested.parameters,
+    }
+
+
+def test_run_ids_are_journaled(logged: SearchLog, runs: Runs) -> None:
+    journaled = {e.number: e.run_id for e in read_journal(logged.path).events if isinstance(e, Tracked)}
+    assert journaled == {number: run.info.run_id for number, run in runs().items()}
+
+
+def test_trap_14_second_logger_adds_nothing_twice(
+    client: MlflowClient, logged: SearchLog, attach: Attach, resumed: Callable[[], SearchLog], runs: Runs
+) -> None:
+    before = runs()
+    assert attach(resumed()).close(interrupted=True) == 0
+    after = runs()
+    assert {n: r.info.run_id for n, r in after.items()} == {n: r.info.run_id for n, r in before.items()}
+    assert steps(client, after[1]) == [1, 8, 24]
+    assert steps(client, after[4]) == [1, 2]
+    assert len(client.get_metric_history(after[4].info.run_id, "train_loss")) == 2
+
+
+def test_interrupted_run_goes_on_under_its_id(
+    client: MlflowClient, logged: SearchLog, attach: Attach, resumed: Callable[[], SearchLog], runs: Runs
+) -> None:
+    before = runs()[4]
+    log = resumed()
+    logger = attach(log)
+    for event in (*reports(4, 8, 24), Finished(4, "completed", "")):
+        log.record(event)
+    assert logger.close(interrupted=False) == 0
+    after = runs()[4]
+    assert after.info.run_id == before.info.run_id
+    assert (after.info.status, after.data.tags["outcome"]) == ("FINISHED", "completed")
+    assert steps(client, after) == [1, 2, 8, 24]
+
+
+def test_what_is_journaled_but_not_logged_is_filled_in(
+    client: MlflowClient, logged: SearchLog, attach: Attach, resumed: Callable[[], SearchLog], runs: Runs
+) -> None:
+    """The last reports before a crash: the journal has them, MLflow has not."""
+    crashed = resumed()
+    for event in (*reports(4, 3, 8), Finished(4, "pruned", "")):
+        crashed.record(event)
+    assert attach(resumed()).close(interrupted=False) == 0
+    assert steps(client, runs()[4]) == [1, 2, 3, 8]
+    assert (runs()[4].info.status, runs()[4].data.tags["outcome"]) == ("FINISHED", "pruned")
+
+
+def test_search_of_which_nothing_was_logged_is_filled_in(
+    client: MlflowClient,
+    log: SearchLog,
+    course: list[Event],
+    attach: Attach,
+    resumed: Callable[[], SearchLog],
+    runs: Runs,
+) -> None:
+    for event in course:
+        log.record(event)
+    assert attach(resumed()).close(interrupted=True) == 0
+    assert {number: run.info.status for number, run in runs().items()} == {
+        1: "FINISHED",
+        2: "FINISHED",
+        3: "FAILED",
+        4: "KILLED",
+    }
+    assert steps(client, runs()[1]) == [1, 8, 24]
+
+
+def test_run_whose_id_the_journal_lost_is_found(
+    log: SearchLog,
+    tracked: TrackedSearch,
+    attach: Attach,
+    resumed: Callable[[], SearchLog],
+    runs: Runs,
+    suggested: Callable[..., Suggested],
+) -> None:
+    """A crash after the run was made and before anything else: parameters are missing, too."""
+    log.record(suggested(1))
+    run_id = tracked.create_trial(1, {"arm": "search"})
+    attach(resumed()).close(interrupted=True)
+    assert runs()[1].info.run_id == run_id
+    assert "weight.hint" in runs()[1].data.params
+
+
+def test_trial_that_goes_on_is_shown_as_running(
+    logged: SearchLog, attach: Attach, resumed: Callable[[], SearchLog], runs: Runs
+) -> None:
+    assert attach(resumed()).close(interrupted=False) == 0
+    assert runs()[4].info.status == "RUNNING"
+
+
+@contextmanager
+def store_away(client: MlflowClient) -> Iterator[None]:
+    """The store fails every request inside the block: its file is not where it was."""
+    file = Path(client.tracking_uri.removeprefix("sqlite:///"))
+    away = file.with_name("away.db")
+    file.rename(away)
+    try:
+        yield
+    finally:
+        away.rename(file)
+
+
+def test_trap_14_dead_store_holds_up_no_event(
+    client: MlflowClient, log: SearchLog, attach: Attach, course: list[Event], runs: Runs
+) -> None:
+    logger = attach(log)
+    with store_away(client):
+        started = time.monotonic()
+        for event in course:
+            log.record(event)
+        assert time.monotonic() - started < 2
+        time.sleep(0.2)  # the first attempts fail
+    assert logger.close(interrupted=True) == 0
+    assert steps(client, runs()[1]) == [1, 8, 24]
+
+
+def test_trap_14_writes_that_a_dead_store_has_not_taken_are_counted_and_sent_by_a_resume(
+    client: MlflowClient,
+    log: SearchLog,
+    attach: Attach,
+    course: list[Event],
+    resumed: Callable[[], SearchLog],
+    runs: Runs,
+) -> None:
+    logger = attach(log)
+    with store_away(client):
+        for event in course:
+            log.record(event)
+        missing = logger.close(interrupted=True, seconds=0.3)
+    assert missing >= len(course) - 1  # all but the teacher, and the interruption
+    assert attach(resumed()).close(interrupted=True) == 0
+    assert steps(client, runs()[1]) == [1, 8, 24]
+    assert set(runs()) == {1, 2, 3, 4}
+
+
+def test_failure_of_the_logger_s_own_is_raised_at_the_end(
+    log: SearchLog, attach: Attach, suggested: Callable[..., Suggested]
+) -> None:
+    logger = attach(log)
+    broken = replace(suggested(1), selection={"points": None})
+    log.record(broken)
+    with pytest.raises(TypeError):
+        logger.close(interrupted=False)

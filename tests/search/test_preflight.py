@@ -1,0 +1,95 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hintsearch.models.errors import InputError
+from hintsearch.search.preflight import check_study, check_without_data, estimate
+from hintsearch.search.study import Study
+
+Studied = Callable[..., Study]
+
+
+@pytest.fixture(autouse=True)
+def isolated(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def store(folder: Path) -> str:
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+def refusal(study: Study, tracking: str) -> str:
+    with pytest.raises(InputError) as caught:
+        check_study(study, tracking, None)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_good_study_gives_data_and_shapes(studied: Studied, tmp_path: Path) -> None:
+    checked = check_study(studied(f"storage.path={tmp_path}/results"), store(tmp_path), None)
+    shapes = checked.shapes
+    assert (len(shapes.teacher), len(shapes.student), shapes.stages) == (9, 3, 3)
+    assert checked.splits.test is None
+    assert not checked.teacher_ready
+
+
+def test_checking_creates_nothing(studied: Studied, tmp_path: Path) -> None:
+    check_study(studied(f"storage.path={tmp_path}/there/results"), store(tmp_path / "there"), None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_clusters_than_candidates_are_refused(studied: Studied) -> None:
+    with pytest.raises(InputError) as caught:
+        check_without_data(studied("space.hints.clusters.high=40"))
+    assert str(caught.value) == (
+        "space.hints.clusters.high is 40, but the teacher resnet20 has 9 candidates; choose 1..9"
+    )
+
+
+def test_teacher_with_fewer_candidates_than_the_student_has_stages_is_refused(studied: Studied) -> None:
+    study = studied("layers.candidates=[layer3.2]", "space.hints.clusters=1")
+    with pytest.raises(InputError, match=r"^the controls' K is 3, but the teacher resnet20 has 1 candidates"):
+        check_without_data(study)
+
+
+def test_too_few_images_for_r2_cca_are_refused(studied: Studied, tmp_path: Path) -> None:
+    message = refusal(studied(f"storage.path={tmp_path}", "layers.images=100"), store(tmp_path))
+    assert message.startswith("layers.metrics has r2_cca, which needs 128 images for the teacher's 64 channels, but")
+    assert "there are 100;" in message
+
+
+def test_storage_below_a_file_is_refused(studied: Studied, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    message = refusal(studied(f"storage.path={tmp_path}/file/results"), store(tmp_path))
+    assert message == (
+        f"storage.path is {tmp_path}/file/results, but {tmp_path}/file is no folder; choose another place"
+    )
+
+
+def test_tracking_store_below_a_file_is_refused(studied: Studied, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    message = refusal(studied(f"storage.path={tmp_path}"), store(tmp_path / "file"))
+    assert message.startswith(f"the tracking store is {tmp_path}/file/mlflow.db, but {tmp_path}/file is no folder;")
+
+
+def test_more_cpus_than_the_machine_has_are_refused(studied: Studied, tmp_path: Path) -> None:
+    cpus = os.cpu_count()
+    message = refusal(studied(f"storage.path={tmp_path}", "resources.cpus_per_trial=1000"), store(tmp_path))
+    assert message == (
+        f"resources.cpus_per_trial is 1000, but this machine has {cpus} CPUs; choose 1..{cpus} or give --address"
+    )
+
+
+def test_more_gpus_than_the_machine_has_are_refused(studied: Studied, tmp_path: Path) -> None:
+    message = refusal(studied(f"storage.path={tmp_path}", "resources.gpus_per_trial=1000"), store(tmp_path))
+    assert message.startswith("resources.gpus_per_trial is 1000, but this machine has ")
+
+
+def test_estimate_is_all_trials_to_their_last_epoch(studied: Studied, tmp_path: Path) -> None:
+    study = studied(f"storage.path={tmp_path}", "data.train_fraction=0.15", "resources.concurrent_trials=1")
+    cost = estimate(study, check_study(study, store(tmp_path), None), trials=27)
+    assert cost.trials == 27
+    assert cost.epoch_seconds > 0
+    assert cost.training_seconds == cost.wall_seconds == pytest.approx(27 * 24 * cost.epoch_seconds)
+    assert not cost.teacher_cached

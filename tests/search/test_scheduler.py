@@ -1,0 +1,188 @@
+import pickle
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from hintsearch.search.events import Finished, History, Reported, Suggested
+from hintsearch.search.journal import SearchLog, read_journal
+from hintsearch.search.scheduler import RungScheduler, rung_decision
+from hintsearch.search.study import Study
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import TrialScheduler
+
+Reached = Callable[..., History]
+
+
+@pytest.fixture
+def reached(suggested: Callable[..., Suggested]) -> Reached:
+    """A history in which search trials 1, 2, .. (and then controls) have reached epoch 8 with these accuracies."""
+
+    def make(values: Sequence[float], controls: Sequence[float] = (), metric: str = "val_accuracy") -> History:
+        history = History()
+        arms = [""] * len(values) + ["kd_only"] * len(controls)
+        for number, (value, control) in enumerate(zip([*values, *controls], arms, strict=True), start=1):
+            history.apply(suggested(number, control))
+            history.apply(Reported(number, 8, {metric: value}, None))
+        history.apply(suggested(99))
+        history.apply(suggested(100, "last"))
+        return history
+
+    return make
+
+
+def report(number: int, epoch: int, **metrics: Any) -> tuple[None, Trial, dict[str, Any]]:
+    """The arguments of Tune's call for a report."""
+    result = {"epoch": epoch, "val_accuracy": 0.5, "val_loss": 1.0, **metrics}
+    return None, Trial("hintsearch", config={"number": number}, stub=True), result
+
+
+@pytest.fixture
+def scheduler(log: SearchLog, digits: Study, suggested: Callable[..., Suggested]) -> RungScheduler:
+    """Of a search with the search trials 1, 2, 3 and the control 4, none of which has reported yet."""
+    for number in (1, 2, 3):
+        log.record(suggested(number))
+    log.record(suggested(4, "kd_only"))
+    return RungScheduler(log, digits)
+
+
+def test_first_at_a_rung_goes_on(digits: Study, reached: Reached) -> None:
+    assert rung_decision(reached([]), digits, 99, 8, 0.0) == "continue"
+
+
+@pytest.mark.parametrize(
+    ("earlier", "value", "decision"),
+    [
+        # reduction 3: the cutoff is the value two thirds up from the worst to the best of those before.
+        ([0.1, 0.2, 0.3, 0.4], 0.3, "continue"),
+        ([0.1, 0.2, 0.3, 0.4], 0.299, "stop"),
+        ([0.4, 0.1, 0.3, 0.2], 0.299, "stop"),
+        ([0.6], 0.6, "continue"),
+        ([0.6], 0.599, "stop"),
+        ([0.0, 0.3], 0.2, "continue"),
+        ([0.0, 0.3], 0.199, "stop"),
+    ],
+)
+def test_trial_goes_on_from_the_cutoff_upwards(
+    digits: Study, reached: Reached, earlier: list[float], value: float, decision: str
+) -> None:
+    assert rung_decision(reached(earlier), digits, 99, 8, value) == decision
+
+
+def test_cutoff_depends_on_the_reduction(studied: Callable[..., Study], reached: Reached) -> None:
+    history = reached([0.1, 0.2, 0.3, 0.4, 0.5])
+    assert rung_decision(history, studied("budget.reduction=2"), 99, 8, 0.3) == "continue"
+    assert rung_decision(history, studied("budget.reduction=4"), 99, 8, 0.3) == "stop"
+
+
+def test_smaller_values_go_on_where_the_objective_is_minimised(studied: Callable[..., Study], reached: Reached) -> None:
+    study = studied("objective={metric: val_loss, direction: minimize}")
+    history = reached([1.0, 2.0, 3.0, 4.0], metric="val_loss")
+    assert rung_decision(history, study, 99, 8, 2.0) == "continue"
+    assert rung_decision(history, study, 99, 8, 2.001) == "stop"
+
+
+def test_control_is_never_stopped(digits: Study, reached: Reached) -> None:
+    assert rung_decision(reached([0.9] * 5), digits, 100, 8, 0.0) == "continue"
+
+
+def test_values_of_controls_count(digits: Study, reached: Reached) -> None:
+    assert rung_decision(reached([0.1], controls=[0.8, 0.9]), digits, 99, 8, 0.5) == "stop"
+
+
+def test_values_of_other_rungs_do_not_count(digits: Study, reached: Reached) -> None:
+    assert rung_decision(reached([0.9, 0.9]), digits, 99, 24, 0.1) == "continue"
+
+
+def test_own_value_does_not_count(digits: Study, reached: Reached) -> None:
+    history = reached([0.5])
+    history.apply(Reported(99, 8, {"val_accuracy": 0.4}, None))
+    assert rung_decision(history, digits, 99, 8, 0.6) == "continue"
+
+
+def test_report_inside_a_rung_goes_on_without_a_decision(scheduler: RungScheduler, log: SearchLog) -> None:
+    assert scheduler.on_trial_result(*report(1, 7)) == TrialScheduler.CONTINUE
+    assert log.history.trials[1].reports[7].decision is None
+
+
+def test_last_rung_needs_no_decision(scheduler: RungScheduler, log: SearchLog) -> None:
+    assert scheduler.on_trial_result(*report(1, 24)) == TrialScheduler.CONTINUE
+    assert log.history.trials[1].reports[24].decision is None
+
+
+def test_worse_trial_is_stopped_at_a_rung(scheduler: RungScheduler) -> None:
+    assert scheduler.on_trial_result(*report(1, 8, val_accuracy=0.6)) == TrialScheduler.CONTINUE
+    assert scheduler.on_trial_result(*report(2, 8, val_accuracy=0.4)) == TrialScheduler.STOP
+
+
+def test_worse_control_goes_on(scheduler: RungScheduler) -> None:
+    scheduler.on_trial_result(*report(1, 8, val_accuracy=0.6))
+    assert scheduler.on_trial_result(*report(4, 8, val_accuracy=0.4)) == TrialScheduler.CONTINUE
+
+
+def test_decision_is_journaled_with_the_report(scheduler: RungScheduler, log: SearchLog) -> None:
+    scheduler.on_trial_result(*report(1, 8, val_accuracy=0.6))
+    scheduler.on_trial_result(*report(2, 8, val_accuracy=0.4))
+    decisions = [event.decision for event in read_journal(log.path).events if isinstance(event, Reported)]
+    assert decisions == ["continue", "stop"]
+
+
+def test_trap_14_our_metrics_alone_are_journaled(scheduler: RungScheduler, log: SearchLog) -> None:
+    ours = {"val_accuracy": 0.5, "val_loss": 1.0, "train_loss": 2.0, "loss_hint": 0.1, "lr": 0.05}
+    ours |= {"images_per_second": 900.0, "normaliser_1": 0.3}
+    scheduler.on_trial_result(*report(1, 1, **ours, time_total_s=3.0, pid=77, hostname="here", config={"lr": 1}))
+    assert log.history.trials[1].reports[1].metrics == ours
+
+
+def test_epoch_that_the_journal_has_is_not_recorded_again(scheduler: RungScheduler, log: SearchLog) -> None:
+    scheduler.on_trial_result(*report(1, 3, val_accuracy=0.6))
+    before = log.path.read_bytes()
+    assert scheduler.on_trial_result(*report(1, 3, val_accuracy=0.7)) == TrialScheduler.CONTINUE
+    assert log.path.read_bytes() == before
+
+
+def test_trial_that_a_journaled_decision_stopped_stays_stopped(scheduler: RungScheduler, log: SearchLog) -> None:
+    log.record(Reported(1, 8, {"val_accuracy": 0.5}, "stop"))
+    assert scheduler.on_trial_result(*report(1, 8)) == TrialScheduler.STOP
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_trap_2_trial_fails_at_a_value_that_is_not_finite(
+    scheduler: RungScheduler, log: SearchLog, value: float
+) -> None:
+    assert scheduler.on_trial_result(*report(1, 8, val_accuracy=value)) == TrialScheduler.STOP
+    finished = log.history.trials[1].finished
+    assert finished == Finished(1, "failed", f"val_accuracy is {value} in epoch 8; lower lr or the weights")
+    assert log.history.trials[1].reports == {}
+
+
+def test_trap_2_value_that_is_not_finite_does_not_stop_the_trials_after_it(scheduler: RungScheduler) -> None:
+    scheduler.on_trial_result(*report(1, 8, val_accuracy=float("nan")))
+    scheduler.on_trial_result(*report(2, 8, val_accuracy=0.6))
+    assert scheduler.on_trial_result(*report(3, 8, val_accuracy=0.4)) == TrialScheduler.STOP
+
+
+def test_trap_2_failure_that_the_trial_reports_is_journaled_with_its_reason(
+    scheduler: RungScheduler, log: SearchLog
+) -> None:
+    failed = None, Trial("hintsearch", config={"number": 1}, stub=True), {"epoch": 0, "failure": "the loss is NaN"}
+    assert scheduler.on_trial_result(*failed) == TrialScheduler.STOP
+    assert log.history.trials[1].finished == Finished(1, "failed", "the loss is NaN")
+
+
+def test_report_after_the_end_is_not_recorded(scheduler: RungScheduler, log: SearchLog) -> None:
+    log.record(Finished(1, "failed", "it broke"))
+    before = log.path.read_bytes()
+    assert scheduler.on_trial_result(*report(1, 9)) == TrialScheduler.STOP
+    assert log.path.read_bytes() == before
+
+
+def test_trap_3_rungs_are_rebuilt_from_the_journal(scheduler: RungScheduler, log: SearchLog, digits: Study) -> None:
+    scheduler.on_trial_result(*report(1, 8, val_accuracy=0.6))
+    after_a_restart = SearchLog(log.path)
+    after_a_restart.replay(read_journal(log.path).events, torn=0)
+    resumed = RungScheduler(after_a_restart, digits)
+    assert resumed.on_trial_result(*report(2, 8, val_accuracy=0.4)) == TrialScheduler.STOP
+
+
+def test_trap_6_scheduler_can_be_pickled(scheduler: RungScheduler) -> None:
+    assert isinstance(pickle.loads(pickle.dumps(scheduler)), RungScheduler)

@@ -1,0 +1,241 @@
+import os
+import pickle
+import signal
+from collections.abc import Callable
+
+import pytest
+from hintsearch.search.events import Checkpointed, Event, Finished, Reported, Suggested
+from hintsearch.search.journal import SearchLog, read_journal
+from hintsearch.search.runner import trial_directory
+from hintsearch.search.sampler import ArmSampler
+from hintsearch.search.searcher import (
+    JournalSearcher,
+    PlannedTrial,
+    TrialRecorder,
+    close_decided,
+    plan_trials,
+    remaining_trials,
+)
+from hintsearch.search.study import CONTROL_ARMS, Study
+from hintsearch.search.trial import HintResolver
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.search import Searcher
+
+PLAN = [PlannedTrial(1, "control", "kd_only"), PlannedTrial(2, "control", "random"), PlannedTrial(3, "search")]
+
+
+def test_plan_of_digits_is_each_control_then_the_search(digits: Study) -> None:
+    plan = plan_trials(digits)
+    assert [(trial.arm, trial.control) for trial in plan[:7]] == [("control", arm) for arm in CONTROL_ARMS]
+    assert [(trial.arm, trial.control) for trial in plan[7:]] == [("search", "")] * 20
+    assert [trial.number for trial in plan] == list(range(1, 28))
+
+
+def test_uneven_control_budget_is_dealt_out_evenly(studied: Callable[..., Study]) -> None:
+    plan = plan_trials(studied("controls={arms: [kd_only, random, last], trials: 5}", "budget.trials=1"))
+    assert [trial.control for trial in plan] == ["kd_only", "random", "last", "kd_only", "random", ""]
+
+
+def test_fewer_control_trials_than_arms_leave_the_last_arms_out(studied: Callable[..., Study]) -> None:
+    plan = plan_trials(studied("controls={arms: [kd_only, random, last], trials: 2}", "budget.trials=1"))
+    assert [trial.control for trial in plan] == ["kd_only", "random", ""]
+
+
+def test_search_without_controls_starts_at_1(studied: Callable[..., Study]) -> None:
+    assert plan_trials(studied("controls.arms=[]", "budget.trials=1")) == [PlannedTrial(1, "search")]
+
+
+def test_extension_adds_search_trials_after_the_others(digits: Study) -> None:
+    plan = plan_trials(digits, extended=2)
+    assert plan[:27] == plan_trials(digits)
+    assert plan[27:] == [PlannedTrial(28, "search"), PlannedTrial(29, "search")]
+
+
+def test_remaining_trials_are_those_without_an_outcome(
+    log: SearchLog, suggested: Callable[..., Suggested], record_all: Callable[..., None]
+) -> None:
+    record_all(log, suggested(1, "kd_only"), suggested(2, "random"), Finished(1, "completed", ""))
+    assert remaining_trials(PLAN, log.history) == PLAN[1:]
+
+
+@pytest.mark.parametrize(
+    ("reports", "outcome"),
+    [
+        ([Reported(1, 8, {}, "stop")], "pruned"),
+        ([Reported(1, 8, {}, "continue"), Reported(1, 24, {}, None)], "completed"),
+        ([Reported(1, 8, {}, "continue"), Reported(1, 23, {}, None)], None),
+        ([], None),
+    ],
+)
+def test_outcome_that_the_journal_decides_is_recorded(
+    log: SearchLog,
+    suggested: Callable[..., Suggested],
+    record_all: Callable[..., None],
+    reports: list[Event],
+    outcome: str | None,
+) -> None:
+    record_all(log, suggested(1), *reports)
+    close_decided(log, 24)
+    finished = log.history.trials[1].finished
+    assert (finished.outcome if finished else None) == outcome
+
+
+def test_finished_trial_is_not_closed_again(
+    log: SearchLog, suggested: Callable[..., Suggested], record_all: Callable[..., None]
+) -> None:
+    record_all(log, suggested(1), Reported(1, 8, {}, "stop"), Finished(1, "failed", "it broke"))
+    close_decided(log, 24)
+    assert log.history.trials[1].finished == Finished(1, "failed", "it broke")
+
+
+@pytest.fixture
+def searcher(log: SearchLog, digits: Study, resolver: HintResolver) -> JournalSearcher:
+    sampler = ArmSampler(digits, "a search", 3)
+    log.listen(sampler)
+    return JournalSearcher(log, sampler, resolver, digits, PLAN)
+
+
+def test_trials_are_handed_out_in_the_order_of_the_plan(searcher: JournalSearcher) -> None:
+    assert [searcher.suggest(name)["number"] for name in "abc"] == [1, 2, 3]
+
+
+def test_searcher_is_finished_after_the_plan(searcher: JournalSearcher) -> None:
+    for name in "abc":
+        searcher.suggest(name)
+    assert searcher.suggest("d") == Searcher.FINISHED
+
+
+def test_suggestion_is_in_the_journal_when_tune_gets_it(searcher: JournalSearcher, log: SearchLog) -> None:
+    config = searcher.suggest("a")
+    (event,) = read_journal(log.path).events
+    assert isinstance(event, Suggested)
+    assert (event.number, event.arm, event.control) == (1, "control", "kd_only")
+    assert config["lr"] == event.parameters["lr"]
+    assert config["hints"]["logit_weight"] == event.hints["logit_weight"]
+
+
+def test_suggestion_holds_what_its_parameters_resolve_to(searcher: JournalSearcher, log: SearchLog) -> None:
+    for name in "abc":
+        searcher.suggest(name)
+    suggested = log.history.trials[3].suggested
+    points = suggested.selection["points"]
+    assert len(points) == suggested.parameters["hints.clusters"]
+    assert [pair["teacher_layer"] for pair in suggested.hints["pairs"]] == list(points)
+
+
+def test_new_trial_starts_without_a_checkpoint(searcher: JournalSearcher) -> None:
+    assert searcher.suggest("a")["checkpoint"] is None
+
+
+def test_unfinished_trial_is_issued_again_with_its_parameters_and_checkpoint(
+    log: SearchLog, digits: Study, resolver: HintResolver, suggested: Callable[..., Suggested]
+) -> None:
+    before = suggested(1, "kd_only")
+    sampler = ArmSampler(digits, "a search", 3)
+    log.listen(sampler)
+    for event in (before, Checkpointed(1, 8, "here"), Checkpointed(1, 16, "there")):
+        log.record(event)
+    journal = log.path.read_bytes()
+    config = JournalSearcher(log, sampler, resolver, digits, PLAN).suggest("a")
+    assert config == {"number": 1, "hints": before.hints, "lr": before.parameters["lr"], "checkpoint": "there"}
+    assert log.path.read_bytes() == journal
+
+
+@pytest.mark.parametrize(
+    ("reports", "finished"),
+    [
+        ([Reported(1, 8, {"val_accuracy": 0.1}, "stop")], Finished(1, "pruned", "")),
+        ([Reported(1, 24, {"val_accuracy": 0.1}, None)], Finished(1, "completed", "")),
+        ([Reported(1, 9, {"val_accuracy": 0.1}, None)], None),
+    ],
+)
+def test_trial_that_tune_ends_has_the_outcome_of_its_reports(
+    searcher: JournalSearcher, log: SearchLog, reports: list[Event], finished: Finished | None
+) -> None:
+    searcher.suggest("a")
+    for report in reports:
+        log.record(report)
+    searcher.on_trial_complete("a", {})
+    assert log.history.trials[1].finished == finished
+
+
+def test_outcome_that_is_known_is_not_recorded_again(searcher: JournalSearcher, log: SearchLog) -> None:
+    searcher.suggest("a")
+    log.record(Reported(1, 24, {"val_accuracy": 0.1}, None))
+    log.record(Finished(1, "failed", "it broke"))
+    searcher.on_trial_complete("a", {})
+    assert log.history.trials[1].finished == Finished(1, "failed", "it broke")
+
+
+def test_error_is_left_to_the_recorder(searcher: JournalSearcher, log: SearchLog) -> None:
+    searcher.suggest("a")
+    log.record(Reported(1, 24, {"val_accuracy": 0.1}, None))
+    searcher.on_trial_complete("a", error=True)
+    assert log.history.trials[1].finished is None
+
+
+def test_trap_6_searcher_can_be_pickled(searcher: JournalSearcher) -> None:
+    assert isinstance(pickle.loads(pickle.dumps(searcher)), JournalSearcher)
+
+
+def test_tune_s_restore_is_refused(searcher: JournalSearcher) -> None:
+    with pytest.raises(RuntimeError, match="--resume"):
+        searcher.restore("anywhere")
+
+
+@pytest.fixture
+def recorder(log: SearchLog, suggested: Callable[..., Suggested]) -> TrialRecorder:
+    log.record(suggested(1))
+    return TrialRecorder(log)
+
+
+def test_checkpoint_is_journaled_with_its_epoch(recorder: TrialRecorder, log: SearchLog) -> None:
+    trial = Trial("hintsearch", config={"number": 1}, stub=True)
+    trial.update_last_result({"epoch": 8})
+    recorder.on_checkpoint(0, [], trial, tune.Checkpoint("/storage/checkpoint_000001"))
+    assert log.history.trials[1].checkpoint == Checkpointed(1, 8, "/storage/checkpoint_000001")
+
+
+def test_failure_that_is_known_keeps_its_reason(recorder: TrialRecorder, log: SearchLog) -> None:
+    log.record(Finished(1, "failed", "the loss is not finite"))
+    recorder.on_trial_error(0, [], Trial("hintsearch", config={"number": 1}, stub=True))
+    assert log.history.trials[1].finished == Finished(1, "failed", "the loss is not finite")
+
+
+def breaks(config: dict[str, int]) -> None:
+    """A trainable that raises as trial 1, and whose process dies as trial 2."""
+    tune.report({"epoch": 1})
+    if config["number"] == 1:
+        raise RuntimeError("it broke")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def broken(
+    shared_ray: None, tmp_path_factory: pytest.TempPathFactory, suggested: Callable[..., Suggested]
+) -> dict[int, Finished | None]:
+    """How two trials of a real Tune experiment ended."""
+    folder = tmp_path_factory.mktemp("tune")
+    log = SearchLog(folder / "journal.jsonl")
+    for number in (1, 2):
+        log.record(suggested(number))
+    tuner = tune.Tuner(
+        breaks,
+        param_space={"number": tune.grid_search([1, 2])},
+        tune_config=tune.TuneConfig(trial_dirname_creator=trial_directory),
+        run_config=tune.RunConfig(name="1", storage_path=str(folder), callbacks=[TrialRecorder(log)], verbose=0),
+    )
+    tuner.fit()
+    return {number: trial.finished for number, trial in log.history.trials.items()}
+
+
+def test_exception_of_a_trial_is_journaled(broken: dict[int, Finished | None]) -> None:
+    assert broken[1] == Finished(1, "failed", "RuntimeError: it broke")
+
+
+def test_death_of_a_trial_s_process_is_journaled(broken: dict[int, Finished | None]) -> None:
+    finished = broken[2]
+    assert finished is not None
+    assert finished.outcome == "failed"
+    assert "worker process has died" in finished.error

@@ -1,0 +1,117 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hintsearch.distill.hint_configuration import HintConfiguration
+from hintsearch.search.events import Suggested
+from hintsearch.search.sampler import ArmSampler, Parameters
+from hintsearch.search.study import Study
+from hintsearch.search.trial import HintResolver, tune_config
+
+SEARCHED: Parameters = {
+    "hints.clusters": 4,
+    "hints.metrics": "r2_cca,class_separation",
+    "hints.selector": "kmedoids",
+    "loss.hint": "at",
+    "weight.hint": 0.3,
+    "weight.logit": 2.0,
+    "temperature": 5.0,
+    "weight.classification": 0.9,
+    "lr": 0.1,
+}
+
+
+def control_parameters(digits: Study, control: str) -> Parameters:
+    """Those of a control's first trial."""
+    return ArmSampler(digits, "a search", 3).suggest(1, control)[0]
+
+
+def layers(configuration: HintConfiguration) -> list[tuple[str, str]]:
+    return [(pair.teacher_layer, pair.student_layer) for pair in configuration.pairs]
+
+
+def test_weights_of_a_suggestion_are_those_of_the_configuration(resolver: HintResolver) -> None:
+    configuration, _ = resolver.resolve(8, "", SEARCHED)
+    assert configuration.classification_weight == 0.9
+    assert (configuration.logit_loss, configuration.logit_weight, configuration.temperature) == ("kd", 2.0, 5.0)
+    assert {(pair.loss, pair.weight) for pair in configuration.pairs} == {("at", 0.3)}
+
+
+@pytest.mark.parametrize("clusters", [1, 2, 3, 5, 9])
+def test_every_hint_point_is_in_one_pair(resolver: HintResolver, clusters: int) -> None:
+    configuration, selection = resolver.resolve(8, "", {**SEARCHED, "hints.clusters": clusters})
+    assert selection is not None
+    assert len(selection.points) == clusters
+    assert [pair.teacher_layer for pair in configuration.pairs] == list(selection.points)
+
+
+def test_selection_has_the_suggested_metrics_and_selector(resolver: HintResolver) -> None:
+    _, selection = resolver.resolve(8, "", SEARCHED)
+    assert selection is not None
+    assert (selection.selector, selection.metrics) == ("kmedoids", ("r2_cca", "class_separation"))
+
+
+def test_selection_depends_on_the_metrics(resolver: HintResolver) -> None:
+    found = [resolver.resolve(8, "", {**SEARCHED, "hints.metrics": metric})[1] for metric in ("r2_cca", "cka_linear")]
+    assert found[0] != found[1]
+
+
+def test_terms_of_weight_0_need_no_teacher(resolver: HintResolver) -> None:
+    off = {key: value for key, value in SEARCHED.items() if key != "temperature"}
+    configuration, _ = resolver.resolve(8, "", {**off, "weight.hint": 0.0, "weight.logit": 0.0})
+    assert not configuration.needs_teacher
+
+
+@pytest.mark.parametrize(
+    ("control", "expected"),
+    [
+        ("no_distillation", []),
+        ("kd_only", []),
+        ("stage_ends", [("layer1.2", "layer1.0"), ("layer2.2", "layer2.0"), ("layer3.2", "layer3.0")]),
+        ("evenly_spaced", [("layer1.0", "layer1.0"), ("layer2.1", "layer2.0"), ("layer3.2", "layer3.0")]),
+        ("reversed", [("layer1.2", "layer3.0"), ("layer2.2", "layer2.0"), ("layer3.2", "layer1.0")]),
+        ("last", [("layer3.2", "layer3.0")]),
+    ],
+)
+def test_pairs_of_a_control(
+    resolver: HintResolver, digits: Study, control: str, expected: list[tuple[str, str]]
+) -> None:
+    configuration, _ = resolver.resolve(1, control, control_parameters(digits, control))
+    assert layers(configuration) == expected
+
+
+@pytest.mark.parametrize("control", ["no_distillation", "kd_only"])
+def test_control_without_hints_has_no_selection(resolver: HintResolver, digits: Study, control: str) -> None:
+    assert resolver.resolve(1, control, control_parameters(digits, control))[1] is None
+
+
+@pytest.mark.parametrize(("control", "needed"), [("no_distillation", False), ("kd_only", True), ("last", True)])
+def test_control_needs_the_teacher_for_its_terms_alone(
+    resolver: HintResolver, digits: Study, control: str, needed: bool
+) -> None:
+    configuration, _ = resolver.resolve(1, control, control_parameters(digits, control))
+    assert configuration.needs_teacher is needed
+
+
+def random_points(resolver: HintResolver, digits: Study, number: int) -> list[tuple[str, str]]:
+    return layers(resolver.resolve(number, "random", control_parameters(digits, "random"))[0])
+
+
+def test_random_points_differ_with_the_trial_s_number(resolver: HintResolver, digits: Study) -> None:
+    assert len({tuple(random_points(resolver, digits, number)) for number in range(10)}) > 5
+
+
+def test_random_points_differ_with_the_study_s_seed(resolver: HintResolver, digits: Study) -> None:
+    seeds = [replace(resolver, seed=seed) for seed in range(10)]
+    assert len({tuple(random_points(seeded, digits, 1)) for seeded in seeds}) > 5
+
+
+def test_random_points_of_a_number_and_seed_stay_the_same(resolver: HintResolver, digits: Study) -> None:
+    assert random_points(resolver, digits, 4) == random_points(replace(resolver), digits, 4)
+
+
+@pytest.mark.parametrize("checkpoint", [None, "/storage/checkpoint_000001"])
+def test_tune_gets_number_hints_learning_rate_and_checkpoint(resolver: HintResolver, checkpoint: str | None) -> None:
+    hints: dict[str, Any] = resolver.resolve(8, "", SEARCHED)[0].to_dict()
+    suggested = Suggested(8, "search", "", SEARCHED, {}, hints, {})
+    assert tune_config(suggested, checkpoint) == {"number": 8, "hints": hints, "lr": 0.1, "checkpoint": checkpoint}

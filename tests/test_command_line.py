@@ -1,0 +1,77 @@
+"""What the command line answers, and what it keeps from calling out."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hintsearch.search.command_line import main
+
+
+def _answer(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> object:
+    monkeypatch.setattr(sys, "argv", ["hintsearch", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("models", {"resnet8", "resnet20", "resnet110", "resnet32x4"}),
+        ("losses", {"kd", "fitnet", "at", "sp"}),
+        ("metrics", {"r2_cca", "cka_linear", "effective_rank", "class_separation"}),
+        ("selectors", {"paper_kmeans", "kmedoids", "stage_ends", "evenly_spaced", "random", "reversed", "last"}),
+        ("datasets", {"digits", "fashion_mnist", "cifar10", "cifar100"}),
+    ],
+)
+def test_a_list_names_each_entry_with_its_source(
+    command: str, expected: set[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = _answer([command, "--json"], monkeypatch, capsys)
+    assert isinstance(rows, list)
+    assert expected <= {row["name"] for row in rows}
+    assert all(row["source"] for row in rows)
+
+
+def test_a_dry_run_needs_no_data_and_shows_the_candidates(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HINTSEARCH_CACHE", str(tmp_path / "cache"))
+    changes = ["--set", "data.name=cifar100", "--set", "teacher.model=resnet56"]
+    checked = _answer(["check", "digits", "--dry-run", *changes, "--json"], monkeypatch, capsys)
+    assert isinstance(checked, dict)
+    assert len(checked["candidates"]) == 27
+    assert checked["candidates"][-1]["path"] == "layer3.8"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_trap_29_nobody_is_called_unless_the_user_wants_it() -> None:
+    program = (
+        "import os, hintsearch.search.command_line;"
+        "print(os.environ['RAY_USAGE_STATS_ENABLED'], os.environ['MLFLOW_DISABLE_TELEMETRY'])"
+    )
+    names = ("RAY_USAGE_STATS_ENABLED", "MLFLOW_DISABLE_TELEMETRY")
+    plain = {key: value for key, value in os.environ.items() if key not in names}
+    wanted = {**plain, "RAY_USAGE_STATS_ENABLED": "1", "MLFLOW_DISABLE_TELEMETRY": "false"}
+    said = [
+        subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True).stdout
+        for env in (plain, wanted)
+    ]
+    assert [line.split() for line in said] == [["0", "true"], ["1", "false"]]
+
+
+@pytest.mark.parametrize("uri", ["http://me:secret@host:5000", "postgresql://me:secret@host/db"])
+def test_trap_9_a_password_in_the_stores_address_is_refused_and_not_repeated(
+    uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["hintsearch", "compare", "digits", "--tracking", uri])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert "holds a password" in said.err
+    assert "secret" not in said.err + said.out

@@ -1,0 +1,281 @@
+"""The main job as a user does it: processes, real Ray, Tune, Optuna, MLflow and sqlite."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from mlflow.tracking import MlflowClient
+from processes import TINY_STUDY, CommandLine, Ended, call, journal_events, wait_for
+from safetensors.torch import load_file
+
+PLANNED = 5
+
+
+@pytest.fixture(scope="module")
+def users_folder(tmp_path_factory: pytest.TempPathFactory, tiny_study_text: str) -> Path:
+    """A user's project that has packages and modules of our folders' names."""
+    return _users_folder(tmp_path_factory.mktemp("user"), tiny_study_text)
+
+
+def _users_folder(folder: Path, study: str) -> Path:
+    for package in ("models", "search", "distill"):
+        (folder / package).mkdir()
+        (folder / package / "__init__.py").write_text("raise RuntimeError('the user module was imported')\n")
+    (folder / "analysis.py").write_text("raise RuntimeError('the user module was imported')\n")
+    (folder / "tiny.yaml").write_text(study)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def searched(users_folder: Path, shared_cache: Path) -> tuple[CommandLine, Ended]:
+    """The tiny study, searched by `python -m hintsearch` from the user's folder."""
+    command_line = CommandLine(shared_cache)
+    return command_line, command_line.run(["search", "tiny.yaml", "--name", "first", "--json"], users_folder)
+
+
+@pytest.fixture(scope="module")
+def client(users_folder: Path, searched: tuple[CommandLine, Ended]) -> MlflowClient:
+    """On the store that the search made."""
+    return MlflowClient(f"sqlite:///{users_folder / 'mlflow.db'}")
+
+
+def test_trap_30_a_search_works_from_a_folder_with_models_search_and_analysis(
+    searched: tuple[CommandLine, Ended],
+) -> None:
+    ended = searched[1]
+    assert ended.code == 0, ended.err
+    document = ended.document()
+    assert document["search"] == "first"
+    assert sorted(trial["number"] for trial in document["trials"]) == list(range(1, PLANNED + 1))
+
+
+def test_no_process_is_left_behind(searched: tuple[CommandLine, Ended]) -> None:
+    assert searched[0].wait_until_gone(5) == []
+
+
+def test_only_the_results_and_the_tracking_store_are_left(users_folder: Path, searched: object) -> None:
+    made = {path.name for path in users_folder.iterdir()} - {"models", "search", "distill", "analysis.py", "tiny.yaml"}
+    assert made == {"results", "mlflow.db", "mlartifacts"}
+    assert {"journal.jsonl", "optuna.db", "distances.npz", "hints.yaml", "tune"} == {
+        path.name for path in (users_folder / "results" / "first").iterdir()
+    }
+
+
+def test_the_parent_run_holds_what_the_search_stands_on(client: MlflowClient) -> None:
+    (parent,) = client.search_runs([_experiment(client)], "tags.search = 'first'")
+    assert parent.info.run_name == "first"
+    assert parent.info.status == "FINISHED"
+    artifacts = {item.path for item in client.list_artifacts(parent.info.run_id)}
+    assert artifacts == {"study.yaml", "space.json", "search.json", "layers", "teacher", "hints.yaml"}
+    logged = yaml.safe_load(Path(client.download_artifacts(parent.info.run_id, "study.yaml")).read_text())
+    assert logged["budget"]["rungs"] == TINY_STUDY["budget"]["rungs"]
+
+
+def test_trap_14_every_trial_is_one_closed_run_below_the_parent(client: MlflowClient) -> None:
+    (parent,) = client.search_runs([_experiment(client)], "tags.search = 'first'")
+    children = client.search_runs([_experiment(client)], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert sorted(int(run.data.tags["trial"]) for run in children) == list(range(1, PLANNED + 1))
+    for run in children:
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["outcome"] in ("completed", "pruned")
+        assert run.data.tags["arm"] == ("control" if int(run.data.tags["trial"]) <= 2 else "search")
+        history = client.get_metric_history(run.info.run_id, "val_accuracy")
+        assert [entry.step for entry in history] == list(range(1, int(run.data.metrics["epoch"]) + 1))
+
+
+def test_a_search_trial_shows_its_parameters_and_curves(client: MlflowClient) -> None:
+    runs = client.search_runs([_experiment(client)], "tags.arm = 'search' and tags.outcome = 'completed'")
+    params, metrics = runs[0].data.params, runs[0].data.metrics
+    expected = {"hints.clusters", "hints.metrics", "hints.selector", "hints.points", "loss.hint", "weight.hint"}
+    assert expected | {"weight.logit", "weight.classification", "lr"} <= set(params)
+    assert len(params["hints.points"].split(",")) == int(params["hints.clusters"])
+    assert {"val_accuracy", "val_loss", "train_loss", "loss_hint", "images_per_second", "normaliser_1"} <= set(metrics)
+
+
+def test_control_arms_have_the_hints_that_their_names_say(client: MlflowClient) -> None:
+    runs = client.search_runs([_experiment(client)], "tags.arm = 'control'")
+    params = {run.data.tags["control"]: run.data.params for run in runs}
+    assert params["no_distillation"]["weight.hint"] == "0.0"
+    assert "hints.points" not in params["no_distillation"]
+    assert params["reversed"]["hints.pairs"] == "layer1.0→layer3.0,layer2.0→layer2.0,layer3.0→layer1.0"
+
+
+def test_compare_prints_every_trial_as_json(
+    users_folder: Path, searched: tuple[CommandLine, Ended], shared_cache: Path
+) -> None:
+    compared = call(["compare", "tiny", "--json"], users_folder, shared_cache).document()
+    assert compared["search"] == "first"
+    assert compared["trials"] == searched[1].document()["trials"]
+
+
+@pytest.fixture(scope="module")
+def retrained(
+    users_folder: Path, searched: tuple[CommandLine, Ended], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Ended]:
+    """`distill` in another folder with an empty cache: only the tracking store has the teacher."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    shutil.copy(users_folder / "results" / "first" / "hints.yaml", elsewhere / "hints.yaml")
+    moved = tmp_path_factory.mktemp("moved") / "cache"
+    shutil.move(_teachers(searched[0]), moved)
+    try:
+        command_line = CommandLine(elsewhere / "cache")
+        return elsewhere, command_line.run(["distill", "hints.yaml", "--json", "-o", "s.safetensors"], elsewhere)
+    finally:
+        shutil.move(moved, _teachers(searched[0]))
+
+
+def _teachers(command_line: CommandLine) -> Path:
+    return Path(command_line._environment["HINTSEARCH_CACHE"]) / "teachers"
+
+
+def test_distill_reproduces_the_exported_figure_with_only_the_tracking_store(
+    users_folder: Path, retrained: tuple[Path, Ended]
+) -> None:
+    elsewhere, ended = retrained
+    assert ended.code == 0, ended.err
+    (student,) = ended.document()["students"]
+    exported = yaml.safe_load((elsewhere / "hints.yaml").read_text())
+    # Exactly: same seeds, same threads, same machine.
+    assert student["validation"]["val_accuracy"] == exported["evidence"]["value"]
+    assert 0 <= student["test_accuracy"] <= 1
+
+
+def test_distill_writes_the_student_alone(retrained: tuple[Path, Ended]) -> None:
+    weights = load_file(retrained[0] / "s.safetensors")
+    assert weights["conv1.weight"].shape == torch.Size([4, 1, 3, 3])
+    assert not any("teacher" in name or "regressor" in name for name in weights)
+
+
+def test_distill_pairs_another_student_anew(users_folder: Path, searched: object, shared_cache: Path) -> None:
+    arguments = ["distill", "results/first/hints.yaml", "--student", "resnet14", "--seeds", "2", "-o", "o.safetensors"]
+    ended = call([*arguments, "--json"], users_folder, shared_cache)
+    assert ended.code == 0, ended.err
+    students = ended.document()["students"]
+    assert [(s["data_seed"], s["init_seed"]) for s in students] == [(3, 3), (4, 4)]
+    for name in ("o-seed0.safetensors", "o-seed1.safetensors"):
+        (users_folder / name).unlink()
+
+
+def test_distill_without_the_teacher_anywhere_is_one_line_and_exit_2(
+    users_folder: Path, searched: object, tmp_path: Path
+) -> None:
+    from hintsearch.search.export import HintFile, load_hints, write_hints
+
+    found = load_hints(users_folder / "results" / "first" / "hints.yaml")
+    teacher = found.teacher.model_copy(
+        update={"path": str(tmp_path / "gone.safetensors"), "tracking_uri": f"sqlite:///{tmp_path / 'gone.db'}"}
+    )
+    lost: HintFile = found.model_copy(update={"teacher": teacher})
+    write_hints(tmp_path / "hints.yaml", lost.model_copy(update={"checksum": lost.computed_checksum()}))
+    before = sorted(path.name for path in tmp_path.iterdir())
+    ended = call(["distill", "hints.yaml"], tmp_path, tmp_path / "cache")
+    assert ended.code == 2
+    assert len(ended.err.strip().splitlines()) == 1
+    assert "give their file by --teacher PATH" in ended.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_layers_and_hints_answer_from_the_cache(users_folder: Path, searched: object, shared_cache: Path) -> None:
+    layers = call(["layers", "tiny.yaml", "--json"], users_folder, shared_cache).document()
+    assert [candidate["path"] for candidate in layers["candidates"]] == ["layer1.0", "layer2.0", "layer3.0"]
+    assert set(layers["distances"]) == {"r2_cca", "cka_linear", "effective_rank", "class_separation"}
+    arguments = ["hints", "tiny.yaml", "--clusters", "2", "--metrics", "cka_linear", "--selector", "kmedoids"]
+    hints = call([*arguments, "--json"], users_folder, shared_cache).document()
+    assert len(hints["points"]) == 2
+    assert sorted(member for cluster in hints["clusters"] for member in cluster) == [1, 2, 3]
+    assert [pair["teacher_layer"] for pair in hints["pairs"]] == hints["points"]
+
+
+def test_a_finished_search_is_extended_with_its_whole_history(
+    users_folder: Path, searched: tuple[CommandLine, Ended]
+) -> None:
+    """Last of those that read the first search: it adds a trial to it."""
+    before = journal_events(users_folder / "results" / "first")
+    ended = searched[0].run(["search", "tiny.yaml", "--name", "first", "--extend", "1", "--json"], users_folder)
+    assert ended.code == 0, ended.err
+    added = journal_events(users_folder / "results" / "first")[len(before) :]
+    assert [event["number"] for event in added if event["event"] == "suggestion"] == [PLANNED + 1]
+    assert len(ended.document()["trials"]) == PLANNED + 1
+
+
+def test_a_name_that_is_taken_is_refused(users_folder: Path, searched: object, shared_cache: Path) -> None:
+    ended = call(["search", "tiny.yaml", "--name", "first"], users_folder, shared_cache)
+    assert ended.code == 2
+    assert "exists already" in ended.err
+
+
+def test_trap_32_a_killed_search_resumes_with_the_very_trials_of_an_undisturbed_one(
+    searched: tuple[CommandLine, Ended], shared_cache: Path, tiny_study_text: str, tmp_path: Path
+) -> None:
+    folder = _users_folder(tmp_path, tiny_study_text)
+    command_line = CommandLine(shared_cache, console_script=True)
+    results = folder / "results" / "killed"
+    process = command_line.start(["search", "tiny.yaml", "--name", "killed"], folder)
+    # In the middle of the third trial: two are finished, and one has a report past a checkpoint.
+    assert wait_for(lambda: any(e["number"] == 3 for e in journal_events(results, "report")), 90), process.communicate()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = journal_events(results)
+    finished_before = {e["number"] for e in before if e["event"] == "outcome"}
+    assert finished_before >= {1, 2}
+    assert len(finished_before) < PLANNED
+    assert command_line.wait_until_gone() == [], "Ray's processes outlived their driver"
+
+    ended = command_line.run(["search", "tiny.yaml", "--name", "killed", "--resume", "--json"], folder)
+    assert ended.code == 0, ended.err
+    events = journal_events(results)
+    assert events[: len(before)] == before
+    numbers = list(range(1, PLANNED + 1))
+    assert [e["number"] for e in events if e["event"] == "suggestion"] == numbers
+    assert sorted(e["number"] for e in events if e["event"] == "outcome") == numbers
+    reports = [(e["number"], e["epoch"]) for e in events if e["event"] == "report"]
+    assert len(reports) == len(set(reports))
+    again = {e["number"] for e in events[len(before) :] if e["event"] == "report"}
+    assert not again & finished_before, "a finished trial ran again"
+    assert _comparable(ended) == _comparable(searched[1])
+
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    runs = client.search_runs([_experiment(client)])
+    assert sorted(int(run.data.tags["trial"]) for run in runs if "trial" in run.data.tags) == numbers
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for run in runs:
+        steps = [entry.step for entry in client.get_metric_history(run.info.run_id, "val_accuracy")]
+        assert steps == sorted(set(steps))
+
+
+def test_trap_4_ctrl_c_saves_everything_and_exits_3_with_the_resume_command(
+    shared_cache: Path, tiny_study_text: str, tmp_path: Path
+) -> None:
+    folder = _users_folder(tmp_path, tiny_study_text)
+    command_line = CommandLine(shared_cache, console_script=True)
+    process = command_line.start(["search", "tiny.yaml", "--name", "stopped"], folder)
+    results = folder / "results" / "stopped"
+    assert wait_for(lambda: len(journal_events(results, "report")) > 1, 90), process.communicate()
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 3, err
+    assert "hintsearch search tiny.yaml --name stopped --resume" in out
+    assert command_line.wait_until_gone(10) == []
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    assert {run.info.status for run in client.search_runs([_experiment(client)])} <= {"FINISHED", "KILLED"}
+
+
+def _experiment(client: MlflowClient) -> str:
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    return str(experiment.experiment_id)
+
+
+def _comparable(ended: Ended) -> list[dict]:
+    """What a rerun must repeat: all but run ids, and the speed."""
+    return [
+        {
+            **{key: value for key, value in trial.items() if key != "run_id"},
+            "metrics": {key: value for key, value in trial["metrics"].items() if key != "images_per_second"},
+        }
+        for trial in ended.document()["trials"]
+    ]
