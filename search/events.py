@@ -51,6 +51,8 @@ class Suggested:
         distributions: Optuna's JSON of those that Optuna chose.
         hints: the hint configuration they resolve to.
         selection: hint points and their clusters, as indices of candidates.
+        data_seed: of the order of the images and their augmentation.
+        init_seed: of the initial weights.
     """
 
     number: int
@@ -60,6 +62,8 @@ class Suggested:
     distributions: dict[str, str]
     hints: dict[str, Any]
     selection: dict[str, Any]
+    data_seed: int = 0
+    init_seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,7 @@ def hint_file(client: MlflowClient, record: SearchRecord, row: TrialRow) -> Hint
         data=search["data"],
         hints=HintsPart(**{**hints, "pairs": pairs}),
         selection=SelectionPart(**{k: v for k, v in selection.items() if k != "points"}) if selection else None,
-        training=TrainingPart(**{**search["training"], "recipe": recipe}),
+        training=TrainingPart(**{**search["training"], **document["seeds"], "recipe": recipe}),
         evidence=EvidencePart(
             metric=record.metric,
             direction=record.direction,

@@ -149,6 +149,7 @@ def parameters_for_mlflow(suggested: Suggested) -> dict[str, Any]:
     """A trial's parameters as the runs show them, the hint points included."""
     selection, hints = suggested.selection, suggested.hints
     shown = {name: value for name, value in suggested.parameters.items() if value != ""}
+    shown |= {"data_seed": suggested.data_seed, "init_seed": suggested.init_seed}
     if selection:
         shown["hints.points"] = ",".join(selection["points"])
         shown["hints.pairs"] = ",".join(f"{p['teacher_layer']}→{p['student_layer']}" for p in hints["pairs"])
@@ -159,4 +160,9 @@ def parameters_for_mlflow(suggested: Suggested) -> dict[str, Any]:
 
 def hint_document(suggested: Suggested) -> dict[str, Any]:
     """What an export needs of a trial, as an artifact of its run."""
-    return {"hints": suggested.hints, "selection": suggested.selection, "parameters": suggested.parameters}
+    return {
+        "hints": suggested.hints,
+        "selection": suggested.selection,
+        "parameters": suggested.parameters,
+        "seeds": {"data_seed": suggested.data_seed, "init_seed": suggested.init_seed},
+    }

@@ -1,11 +1,12 @@
 """Which search a resume means, and what to type for one."""
 
+import json
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
 from ..models.errors import InputError, nearest
-from .events import Began
+from .events import Began, event_from_dict
 from .journal import read_journal
 from .places import JOURNAL_FILE
 from .study import Study
@@ -21,11 +22,22 @@ def existing_search(name: str, storage: str) -> str:
     if (folder / name / JOURNAL_FILE).is_file():
         return name
     there = sorted(path.parent.name for path in folder.glob(f"*/{JOURNAL_FILE}"))
-    of_study = [found for found in there if found.startswith(f"{name}-")]
+    of_study = [found for found in there if _study_name(folder / found / JOURNAL_FILE) == name]
     if of_study:
         return max(of_study, key=lambda found: (folder / found / JOURNAL_FILE).stat().st_mtime)
     mend = nearest(name, there) if there else "start one without --resume"
     raise InputError(f"there is no search {name!r} in {storage}; {mend}")
+
+
+def _study_name(journal: Path) -> str | None:
+    """The study of a search by the first line of its journal; None if that is damaged."""
+    with journal.open("rb") as file:
+        line = file.readline()
+    try:
+        began = event_from_dict(json.loads(line))
+    except (ValueError, AttributeError):
+        return None
+    return str(began.study.get("name")) if isinstance(began, Began) else None
 
 
 def check_unchanged(name: str, study: Study) -> None:

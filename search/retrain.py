@@ -123,10 +123,9 @@ def find_teacher_weights(teacher: TeacherPart, given: str | Path | None = None) 
             )
         return weights
     for path in (cached_teacher_path(teacher.sha256), Path(teacher.path)):
-        if path.is_file():
-            weights = read_weights(path)
-            if weights_sha256(weights) == teacher.sha256:
-                return weights
+        there = _readable(path)
+        if there is not None and weights_sha256(there) == teacher.sha256:
+            return there
     weights = _from_mlflow(teacher)
     if weights_sha256(weights) != teacher.sha256:
         raise InputError(
@@ -135,6 +134,14 @@ def find_teacher_weights(teacher: TeacherPart, given: str | Path | None = None) 
         )
     save_weights(cached_teacher_path(teacher.sha256), weights)
     return weights
+
+
+def _readable(path: Path) -> StateDict | None:
+    """The weights in a file that may be missing or damaged: there are further places to look."""
+    try:
+        return read_weights(path)
+    except InputError:
+        return None
 
 
 def _from_mlflow(teacher: TeacherPart) -> StateDict:

@@ -15,7 +15,6 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from ..analysis.trials import SEARCH_FILE, SearchRecord, read_search
-from ..distill.trainer import Seeds
 from ..models.candidates import stage_ends
 from ..models.errors import InputError
 from ..models.weights import save_weights
@@ -245,8 +244,6 @@ def search_document(study: Study, preparation: Preparation) -> dict[str, Any]:
         "training": {
             "recipe": asdict(study.recipe.recipe()),
             "rungs": list(study.budget.rungs),
-            "data_seed": study.seed,
-            "init_seed": study.seed,
             "threads": study.resources.cpus_per_trial,
         },
         "validation_images": len(splits.validation),
@@ -277,7 +274,6 @@ def _run_tune(
         splits=preparation.splits,
         recipe=study.recipe.recipe(),
         rungs=study.budget.rungs,
-        seeds=Seeds(study.seed, study.seed),
         device="cuda" if study.resources.gpus_per_trial else "cpu",
         threads=study.resources.cpus_per_trial,
         checkpoint_seconds=study.budget.checkpoint_seconds,

@@ -95,6 +95,9 @@ class JournalSearcher(Searcher):
             distributions,
             hints.to_dict(),
             asdict(selection) if selection else {},
+            # The same for every trial of the search: arms then differ in their parameters only.
+            data_seed=self._study.seed,
+            init_seed=self._study.seed,
         )
         self._log.record(suggested)
         return tune_config(suggested, None)

@@ -346,6 +346,11 @@ class Study(Section):
                     f"space.hints.metrics has {metric!r}, which layers.metrics does not measure; "
                     f"add it there ({', '.join(self.layers.metrics)})"
                 )
+        if self.space.weight.classification.high == 0 or self.space.weight.classification.optional:
+            raise InputError(
+                f"space.weight.classification may be 0, but {self.objective.metric} needs a trained classifier; "
+                "set it to 1"
+            )
         wanted = "minimize" if self.objective.metric == "val_loss" else "maximize"
         if self.objective.direction != wanted:
             raise InputError(

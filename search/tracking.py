@@ -114,6 +114,7 @@ class TrackedSearch:
     def set_running(self, run_id: str) -> None:
         """Opens a run again that an interruption closed."""
         self.client.update_run(run_id, status="RUNNING")
+        self.client.set_tag(run_id, "outcome", "running")
 
     def close(self, run_id: str, status: str, tags: Mapping[str, str]) -> None:
         """Ends a run with its outcome."""

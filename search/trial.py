@@ -94,7 +94,6 @@ class TrialContext:
         splits: training and validation images, never test.
         recipe: of the student, but for the learning rate.
         rungs: epochs at which a rung ends.
-        seeds: of every trial of the search, so that arms differ in their parameters only.
         device: where to train; a trial that asked for no GPU must not use one, though since Ray 2.56 it sees them all.
         threads: torch's, from the trial's resources (Ray's own setting follows the CPU request only at start).
         checkpoint_seconds: least time between two checkpoints inside a rung.
@@ -106,7 +105,6 @@ class TrialContext:
     splits: DataSplits
     recipe: Recipe
     rungs: tuple[int, ...]
-    seeds: Seeds
     device: str
     threads: int
     checkpoint_seconds: float
@@ -118,6 +116,8 @@ def tune_config(suggested: Suggested, checkpoint: str | None) -> dict[str, Any]:
         "number": suggested.number,
         "hints": suggested.hints,
         "lr": suggested.parameters["lr"],
+        "data_seed": suggested.data_seed,
+        "init_seed": suggested.init_seed,
         "checkpoint": checkpoint,
     }
 
@@ -146,7 +146,7 @@ def _train(config: dict[str, Any], context: TrialContext) -> None:
         context.splits,
         Recipe(**{**context.recipe.__dict__, "lr": config["lr"]}),
         context.rungs,
-        context.seeds,
+        Seeds(config["data_seed"], config["init_seed"]),
         hints=hints,
         teacher=_teacher(context) if hints.needs_teacher else None,
         device=context.device,

@@ -95,7 +95,7 @@ def test_values_of_other_rungs_do_not_count(digits: Study, reached: Reached) -> 
 
 def test_own_value_does_not_count(digits: Study, reached: Reached) -> None:
     history = reached([0.5])
-    history.apply(Reported(99, 8, {"val_accuracy": 0.4}, None))
+    history.apply(Reported(99, 8, {"val_accuracy": 0.9}, None))
     assert rung_decision(history, digits, 99, 8, 0.6) == "continue"
 
 

@@ -221,3 +221,11 @@ def test_study_cannot_be_changed() -> None:
 
 def test_data_are_split_by_the_study_s_seed() -> None:
     assert tiny("seed", 5).data_spec().seed == 5
+
+
+@pytest.mark.parametrize("weight", [0, {"low": 0.5, "high": 2, "optional": True}])
+def test_classifier_that_may_stay_untrained_is_refused(weight: object) -> None:
+    content = load_study("digits").resolved()
+    content["space"]["weight"]["classification"] = weight
+    with pytest.raises(InputError, match=r"needs a trained classifier; set it to 1$"):
+        validate_study(content, "digits")

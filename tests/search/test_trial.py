@@ -111,7 +111,14 @@ def test_random_points_of_a_number_and_seed_stay_the_same(resolver: HintResolver
 
 
 @pytest.mark.parametrize("checkpoint", [None, "/storage/checkpoint_000001"])
-def test_tune_gets_number_hints_learning_rate_and_checkpoint(resolver: HintResolver, checkpoint: str | None) -> None:
+def test_tune_gets_all_that_a_trial_differs_in(resolver: HintResolver, checkpoint: str | None) -> None:
     hints: dict[str, Any] = resolver.resolve(8, "", SEARCHED)[0].to_dict()
-    suggested = Suggested(8, "search", "", SEARCHED, {}, hints, {})
-    assert tune_config(suggested, checkpoint) == {"number": 8, "hints": hints, "lr": 0.1, "checkpoint": checkpoint}
+    suggested = Suggested(8, "search", "", SEARCHED, {}, hints, {}, data_seed=3, init_seed=4)
+    assert tune_config(suggested, checkpoint) == {
+        "number": 8,
+        "hints": hints,
+        "lr": 0.1,
+        "data_seed": 3,
+        "init_seed": 4,
+        "checkpoint": checkpoint,
+    }
