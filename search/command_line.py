@@ -3,11 +3,11 @@
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 # Nobody is called without being asked; set before Ray and MLflow are imported, which read them then.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -20,6 +20,10 @@ os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
 import typer
 
 from ..models.errors import InputError
+
+if TYPE_CHECKING:
+    from .runner import SearchResult
+    from .view import View
 
 app = typer.Typer(
     help="Finds the teacher layers, losses and weights that make hint distillation work.",
@@ -110,39 +114,7 @@ def search(
         if Path(loaded.storage.path, name).exists():
             view.say(f"Interrupted; everything so far is saved. Go on with:\n  {goes_on_by}")
         raise typer.Exit(INTERRUPTED) from None
-    record = result.record
-    if record is not None:
-        view.leaderboard(record)
-        if not result.interrupted:
-            view.verdict(record, result.validation_images)
-    view.document(
-        {
-            "search": result.name,
-            "tracking": result.tracking_uri,
-            "hints": result.hints,
-            "interrupted": result.interrupted,
-            "trials": [trial.to_dict() for trial in record.trials] if record else [],
-        }
-    )
-    if result.interrupted or result.missing_writes:
-        said = "Interrupted; everything so far is saved."
-        if result.missing_writes:
-            said = f"{result.missing_writes} records are not in the tracking store, which did not answer; none is lost."
-        view.say(f"{said} Go on with:\n  {goes_on_by}")
-        raise typer.Exit(INTERRUPTED)
-    if result.hints is None:
-        view.say("No trial was completed, so there is nothing to export; see the errors above.")
-        raise typer.Exit(FAILED)
-    shown = os.path.relpath(result.hints)
-    view.hint_points(result.hints)
-    view.say(f"Exported: {shown}\n\nNext:")
-    store = f" --tracking {tracking}" if tracking else ""
-    for command, purpose in (
-        (f"hintsearch compare {result.name}{store}", "all trials as a table"),
-        (f"hintsearch distill {shown} --seeds 3", "retrain the student with it, and test it"),
-        (f"hintsearch ui{store}", "the trials in the MLflow UI"),
-    ):
-        view.say(f"  {command}\n      {purpose}")
+    _conclude(result, view, goes_on_by, tracking)
 
 
 @app.command()
@@ -363,50 +335,88 @@ def ui(
     os.execv(sys.executable, [*command, "--port", str(port)])
 
 
-@app.command()
-def models(as_json: JsonOption = False) -> None:
-    """The networks that a study can name."""
+def _conclude(result: "SearchResult", view: "View", goes_on_by: str, tracking: str | None) -> None:
+    """Shows how a search ended and what to type next; exits unless all is done."""
+    record = result.record
+    if record is not None:
+        view.leaderboard(record)
+        if not result.interrupted:
+            view.verdict(record, result.validation_images)
+    view.document(
+        {
+            "search": result.name,
+            "tracking": result.tracking_uri,
+            "hints": result.hints,
+            "interrupted": result.interrupted,
+            "trials": [trial.to_dict() for trial in record.trials] if record else [],
+        }
+    )
+    if result.interrupted or result.missing_writes:
+        said = "Interrupted; everything so far is saved."
+        if result.missing_writes:
+            said = f"{result.missing_writes} records are not in the tracking store, which did not answer; none is lost."
+        view.say(f"{said} Go on with:\n  {goes_on_by}")
+        raise typer.Exit(INTERRUPTED)
+    if result.hints is None:
+        view.say("No trial was completed, so there is nothing to export; see the errors above.")
+        raise typer.Exit(FAILED)
+    shown = os.path.relpath(result.hints)
+    view.hint_points(result.hints)
+    view.say(f"Exported: {shown}\n\nNext:")
+    store = f" --tracking {tracking}" if tracking else ""
+    for command, purpose in (
+        (f"hintsearch compare {result.name}{store}", "all trials as a table"),
+        (f"hintsearch distill {shown} --seeds 3", "retrain the student with it, and test it"),
+        (f"hintsearch ui{store}", "the trials in the MLflow UI"),
+    ):
+        view.say(f"  {command}\n      {purpose}")
+
+
+def _models() -> Iterable[Any]:
     from ..models.zoo import MODELS
 
-    _list("Models", MODELS, as_json)
+    return MODELS
 
 
-@app.command()
-def losses(as_json: JsonOption = False) -> None:
-    """The losses that a study can name."""
+def _losses() -> Iterable[Any]:
     from ..distill.losses import HINT_LOSSES, LOGIT_LOSSES
 
-    _list("Losses", (*LOGIT_LOSSES, *HINT_LOSSES), as_json)
+    return (*LOGIT_LOSSES, *HINT_LOSSES)
 
 
-@app.command()
-def metrics(as_json: JsonOption = False) -> None:
-    """The layer metrics that a study can name."""
+def _metrics() -> Iterable[Any]:
     from ..analysis.layer_metrics import PAIRWISE, SCORES
 
-    _list("Layer metrics", (*PAIRWISE, *SCORES), as_json)
+    return (*PAIRWISE, *SCORES)
 
 
-@app.command()
-def selectors(as_json: JsonOption = False) -> None:
-    """How hint points can be chosen."""
+def _selectors() -> Iterable[Any]:
     from ..analysis.hint_selection import CONTROL_SELECTORS, SELECTORS
 
-    _list("Selectors", (*SELECTORS, *CONTROL_SELECTORS), as_json)
+    return (*SELECTORS, *CONTROL_SELECTORS)
 
 
-@app.command()
-def datasets(as_json: JsonOption = False) -> None:
-    """The data sets that a study can name."""
+def _datasets() -> Iterable[Any]:
     from ..distill.data import DATASETS
 
-    _list("Data sets", DATASETS, as_json)
+    return DATASETS
 
 
-def _list(title: str, entries: Iterable[Any], as_json: bool) -> None:
-    from .view import View
+def _register_list(name: str, title: str, entries: Callable[[], Iterable[Any]]) -> None:
+    """A command that lists a registry."""
 
-    rows = [{"name": entry.name, **entry.facts, "source": entry.source} for entry in entries]
-    view = View(as_json)
-    view.entries(title, rows)
-    view.document(rows)
+    @app.command(name, help=f"{title} that a study can name.")
+    def show(as_json: JsonOption = False) -> None:
+        from .view import View
+
+        rows = [{"name": entry.name, **entry.facts, "source": entry.source} for entry in entries()]
+        view = View(as_json)
+        view.entries(title, rows)
+        view.document(rows)
+
+
+_register_list("models", "Networks", _models)
+_register_list("losses", "Losses", _losses)
+_register_list("metrics", "Layer metrics", _metrics)
+_register_list("selectors", "Selectors", _selectors)
+_register_list("datasets", "Data sets", _datasets)

@@ -60,11 +60,11 @@ class MlflowLogger:
             self._queue.put(partial(self._replay, snapshot))
 
     def close(self, interrupted: bool, seconds: float = 60) -> int:
-        """Waits for the writing to end, closes what is open, and stops.
+        """Waits for the writing to end, closes what is open, and stops; raises what ended the writer's thread.
 
         Args:
             interrupted: whether open trials were interrupted: their runs are closed as KILLED.
-            seconds: how long to wait for a store that does not answer.
+            seconds: how long a store may take nothing before it is given up.
 
         Returns:
             How many writes are missing in the store; a resume sends them.
@@ -73,7 +73,11 @@ class MlflowLogger:
             for trial in self._log.history.unfinished():
                 self._queue.put(partial(self._interrupt, trial))
         self._queue.put(None)
-        self._thread.join(seconds)
+        # A slow store gets all the time it needs; one that takes nothing for so long is given up.
+        left = -1
+        while self._thread.is_alive() and self._queue.qsize() != left:
+            left = self._queue.qsize()
+            self._thread.join(seconds)
         self._stopping.set()
         self._thread.join(5)
         if self._broken is not None:
@@ -85,6 +89,7 @@ class MlflowLogger:
             try:
                 self._write_until_done(write)
             except BaseException as error:
+                # Raised again by close(), on the driver's thread.
                 self._broken = error
                 return
             if self._stopping.is_set():

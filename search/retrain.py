@@ -95,16 +95,24 @@ def distill_student(
                 teacher=network,
                 device=device,
             )
-            validation: dict[str, float] = {}
-            for result in trainer.epochs():
-                validation = result.metrics
-                if on_epoch:
-                    on_epoch(both, result)
+            validation = _last_epoch(trainer, both, on_epoch)
             path = _output_path(Path(output), repeat, seeds)
             save_weights(path, trainer.student.state_dict())
             tested = _test_accuracy(trainer.student, splits, device)
             results.append(RetrainedStudent(both.data_seed, both.init_seed, validation, tested, path))
     return results
+
+
+def _last_epoch(
+    trainer: Trainer, seeds: Seeds, on_epoch: Callable[[Seeds, EpochResult], None] | None
+) -> dict[str, float]:
+    """Trains to the end; the last epoch is what counts, not the best."""
+    metrics: dict[str, float] = {}
+    for result in trainer.epochs():
+        metrics = result.metrics
+        if on_epoch:
+            on_epoch(seeds, result)
+    return metrics
 
 
 def find_teacher_weights(teacher: TeacherPart, given: str | Path | None = None) -> StateDict:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -32,7 +33,7 @@ from .ray_session import cluster_cpus, cluster_gpus, ray_session
 from .sampler import ArmSampler
 from .scheduler import RungScheduler
 from .searcher import JournalSearcher, PlannedTrial, TrialRecorder, close_decided, plan_trials, remaining_trials
-from .study import Study, validate_study
+from .study import NAME_PATTERN, Study, validate_study
 from .teacher import student_spec
 from .tracking import TrackedSearch, connect
 from .trial import HintResolver, TrialContext, run_trial
@@ -91,6 +92,8 @@ def run_search(
     """
     view = view or View()
     name = name or new_search_name(study.name)
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise InputError(f"the name {name!r} may hold letters, digits, '.', '_' and '-' only; choose another --name")
     folder = search_folder(study, name)
     if folder.exists():
         raise InputError(
@@ -177,7 +180,7 @@ def _see_through(log: SearchLog, study: Study, view: View, address: str | None) 
             interrupted = bool(remaining_trials(plan, log.history))
             missing = logger.close(interrupted)
             sampler.save(log.path.parent / OPTUNA_FILE)
-            if interrupted:
+            if interrupted and not missing:
                 tracked.close(tracked.parent_run_id, "KILLED", {"outcome": "interrupted"})
     return _conclude(log, tracked, interrupted, missing, len(preparation.splits.validation))
 
@@ -335,9 +338,10 @@ def _conclude(
 ) -> SearchResult:
     began, folder = log.history.began, log.path.parent
     assert began is not None
-    record = read_search(tracked.client, began.name)
+    # What the store has not taken cannot be read back from it.
+    record = None if missing else read_search(tracked.client, began.name)
     hints: Path | None = None
-    if not interrupted and not missing:
+    if record is not None and not interrupted:
         if record.winner():
             hints = folder / HINTS_FILE
             export_hints(tracked.client, record, hints)

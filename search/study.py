@@ -19,6 +19,8 @@ from .study_file import read_study
 NO_DISTILLATION = "no_distillation"
 KD_ONLY = "kd_only"
 CONTROL_ARMS = (NO_DISTILLATION, KD_ONLY, *CONTROL_SELECTORS.names())
+# Of studies and searches: they become folder names and parts of MLflow filters.
+NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]*"
 OBJECTIVES = ("val_accuracy", "val_loss")
 
 
@@ -322,7 +324,7 @@ class StorageSection(Section):
 class Study(Section):
     """A whole study."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    name: Annotated[str, Field(pattern=f"^{NAME_PATTERN}$", max_length=100)]
     seed: Annotated[int, Field(ge=0)] = 0
     teacher: TeacherSection
     student: StudentSection

@@ -12,6 +12,7 @@ from processes import CommandLine
 Listing = Callable[[Path], dict[str, bytes]]
 
 CASES = {
+    "a name that is no folder name": (["search", "digits", "--name", "../it's"], "choose another --name"),
     "unknown study": (["search", "digit"], "did you mean 'digits'?"),
     "missing study file": (["search", "no/such.yaml"], "there is no study file no/such.yaml"),
     "binary rubbish as a study": (["search", "rubbish.yaml"], "is not a text file"),
