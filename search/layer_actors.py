@@ -97,7 +97,8 @@ def measure_layers(
     images = len(task.images)
     bounds = [(start, min(start + chunk, images)) for start in range(0, images, chunk)]
     count = min(count, len(bounds))
-    share = {"num_cpus": min(1.0, cpus / count), "num_gpus": min(1.0, gpus / count) if gpus else 0}
+    # A whole CPU where there is none yet: 0 would place the actors on a head that is to run nothing.
+    share = {"num_cpus": min(1.0, cpus / count) or 1.0, "num_gpus": min(1.0, gpus / count) if gpus else 0}
     reference = ray.put(task)
 
     def make_actor() -> Any:

@@ -321,11 +321,16 @@ def _run_tune(
 
 
 def concurrent_trials(study: Study) -> int:
-    """Trials at once: as many as fit on the cluster, or fewer if the study says so."""
+    """Trials at once: as the study says, else as many as fit on the cluster as it is now.
+
+    A cluster that scales from zero grows for trials that wait: there the study has to say it.
+    """
+    if study.resources.concurrent_trials:
+        return study.resources.concurrent_trials
     fitting = int(cluster_cpus() // study.resources.cpus_per_trial)
     if study.resources.gpus_per_trial:
         fitting = min(fitting, int(cluster_gpus() // study.resources.gpus_per_trial))
-    return max(1, min(fitting, study.resources.concurrent_trials or fitting))
+    return max(1, fitting)
 
 
 def trial_directory(trial: Trial) -> str:

@@ -99,7 +99,8 @@ def train_teacher(
     """
     spec = teacher_spec(study, splits)
     epochs = study.teacher.recipe.epochs
-    gpus = min(1.0, float(ray.cluster_resources().get("GPU", 0)))
+    # Asked for even where there is none yet: a cluster that scales from zero starts a worker for it.
+    gpus = 1.0 if study.resources.gpus_per_trial else min(1.0, float(ray.cluster_resources().get("GPU", 0)))
     cpus = study.resources.cpus_per_trial
     # Typed Any: Ray's types know no streaming generators.
     remote: Any = ray.remote(_train).options(num_cpus=cpus, num_gpus=gpus, num_returns="streaming")
