@@ -14,6 +14,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+# What a dead server misses is buffered and sent again here; MLflow's own retries would hold each write for minutes.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 # The UI's job runners (for evaluating language models) are a dozen processes that nothing here uses.
 os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
 
@@ -99,9 +101,9 @@ def search(
     goes_on = resume or extend > 0
     if goes_on:
         name = existing_search(name or loaded.name, loaded.storage.path)
-        if study is not None:
+        if study is not None or overrides:
             check_unchanged(name, loaded)
-    name = name or new_search_name(loaded.name)
+    name = new_search_name(loaded.name) if name is None else name
     goes_on_by = resume_command(name, study, overrides or (), address)
     try:
         if goes_on:
@@ -226,9 +228,13 @@ def hints(
 
     view = View(as_json)
     loaded = load_study(study, overrides or ())
-    names = tuple(metrics.split(",")) if metrics else loaded.space.hints.metrics
+    names = tuple(metric.strip() for metric in metrics.split(",")) if metrics else loaded.space.hints.metrics
     for metric in names:
         check_metric(metric)
+        if names.count(metric) > 1:
+            raise InputError(f"--metrics names {metric!r} twice, but each may stand once; remove one")
+        if metric not in loaded.layers.metrics:
+            raise InputError(f"--metrics has {metric!r}, which layers.metrics does not measure; add it there by --set")
     if selector not in CONTROL_SELECTORS:
         SELECTORS.entry(selector)
     check_clusters("--clusters", clusters, loaded.teacher.model, len(check_without_data(loaded).teacher))
@@ -337,6 +343,10 @@ def ui(
 
 def _conclude(result: "SearchResult", view: "View", goes_on_by: str, tracking: str | None) -> None:
     """Shows how a search ended and what to type next; exits unless all is done."""
+    from ..models.zoo import is_own_factory
+    from .export import load_hints
+    from .resuming import program
+
     record = result.record
     if record is not None:
         view.leaderboard(record)
@@ -363,13 +373,16 @@ def _conclude(result: "SearchResult", view: "View", goes_on_by: str, tracking: s
     shown = os.path.relpath(result.hints)
     view.hint_points(result.hints)
     view.say(f"Exported: {shown}\n\nNext:")
+    content = load_hints(result.hints)
+    own_code = is_own_factory(content.teacher.model) or is_own_factory(content.student.model)
+    trust = " --trust-code" if own_code else ""
     store = f" --tracking {tracking}" if tracking else ""
     for command, purpose in (
-        (f"hintsearch compare {result.name}{store}", "all trials as a table"),
-        (f"hintsearch distill {shown} --seeds 3", "retrain the student with it, and test it"),
-        (f"hintsearch ui{store}", "the trials in the MLflow UI"),
+        (f"compare {result.name}{store}", "all trials as a table"),
+        (f"distill {shown} --seeds 3{trust}", "retrain the student with it, and test it"),
+        (f"ui{store}", "the trials in the MLflow UI"),
     ):
-        view.say(f"  {command}\n      {purpose}")
+        view.say(f"  {program()} {command}\n      {purpose}")
 
 
 def _models() -> Iterable[Any]:

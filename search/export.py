@@ -98,6 +98,7 @@ class TrainingPart(_Part):
     rungs: list[int]
     data_seed: int
     init_seed: int
+    device: str = "cpu"
     threads: int
 
 
@@ -155,6 +156,7 @@ def export_hints(client: MlflowClient, record: SearchRecord, path: Path, trial: 
     Raises:
         InputError: there is no completed trial to export.
     """
+    check_output(path)
     row = record.winner() if trial is None else record.trial(trial)
     if row is None:
         raise InputError(f"{record.name} has no completed trial yet; let it go on by --resume")
@@ -210,6 +212,12 @@ def write_hints(path: Path, content: HintFile) -> None:
     text = yaml.safe_dump(content.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     with replacing(path) as temporary:
         temporary.write_text(_HEADER.format(name=path.name) + text, encoding="utf-8")
+
+
+def check_output(path: Path) -> None:
+    """Raises `InputError` before any work is done if a file cannot be written there."""
+    if path.is_dir():
+        raise InputError(f"--output is {path}, but that is a folder; name a file in it")
 
 
 def load_hints(path: str | Path) -> HintFile:

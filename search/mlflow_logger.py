@@ -82,7 +82,8 @@ class MlflowLogger:
         self._thread.join(5)
         if self._broken is not None:
             raise self._broken
-        return sum(write is not None for write in self._queue.queue)
+        in_flight = self._thread.is_alive()
+        return sum(write is not None for write in self._queue.queue) + in_flight
 
     def _work(self) -> None:
         while (write := self._queue.get()) is not None:

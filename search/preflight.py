@@ -22,6 +22,7 @@ from .places import sqlite_file
 from .preparation import study_data
 from .study import Study
 from .teacher import find_teacher, student_spec, teacher_spec
+from .tracking import connect
 
 ESTIMATE_EPOCHS = 2
 
@@ -127,6 +128,8 @@ def check_study(study: Study, tracking_uri: str, address: str | None) -> Checked
     store = sqlite_file(tracking_uri)
     if store is not None:
         _check_writable(store, "the tracking store")
+    else:
+        connect(tracking_uri, create=False)
     if address is None and "RAY_ADDRESS" not in os.environ:
         _check_local_resources(study)
     splits = study_data(study)

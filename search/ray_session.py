@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,11 +25,16 @@ def ray_session(address: str | None) -> Iterator[None]:
         return
     place = address or os.environ.get("RAY_ADDRESS") or "local"
     dashboard = False if place == "local" else None
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(place, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"there is no Ray cluster at {place} ({reason}); leave --address out to start one") from error
+    finally:
+        # Ray puts a handler of its own in, which would end the process before anything is saved.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
     try:
         yield
     finally:

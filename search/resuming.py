@@ -1,7 +1,10 @@
 """Which search a resume means, and what to type for one."""
 
 import json
+import os
 import shlex
+import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -60,8 +63,18 @@ def check_unchanged(name: str, study: Study) -> None:
 
 def resume_command(name: str, study: str | None, overrides: Iterable[str], address: str | None) -> str:
     """What to type to go on with a search that was launched with these arguments."""
-    words = ["hintsearch", "search", *([study] if study else [])]
+    words = ["search", *([study] if study else [])]
     for override in overrides:
         words += ["--set", override]
     words += ["--address", address] if address else []
-    return shlex.join([*words, "--name", name, "--resume"])
+    return f"{program()} {shlex.join([*words, '--name', name, '--resume'])}"
+
+
+def program() -> str:
+    """How to type the command line here: by name if that is on the path, else as it was typed."""
+    if shutil.which("hintsearch"):
+        return "hintsearch"
+    typed = Path(sys.argv[0])
+    if typed.name == "hintsearch":
+        return shlex.quote(os.path.relpath(typed))
+    return f"{shlex.quote(sys.executable)} -m hintsearch"

@@ -18,7 +18,7 @@ from ..distill.trainer import EpochResult, Recipe, Seeds, Trainer
 from ..models.errors import InputError, reason
 from ..models.weights import StateDict, apply_weights, read_weights, save_weights, weights_sha256
 from ..models.zoo import ModelSpec, build_model, check_model_name, is_own_factory, own_factory_sha256
-from .export import HintFile, ModelPart, TeacherPart
+from .export import HintFile, ModelPart, TeacherPart, check_output
 from .layers import candidates_of
 from .places import cache_folder, cached_teacher_path
 from .tracking import connect
@@ -72,6 +72,7 @@ def distill_student(
     """
     if seeds < 1:
         raise InputError(f"--seeds is {seeds}, but must be at least 1")
+    check_output(Path(output))
     _check_trust(hints, student, trust_code)
     spec = _student_spec(hints, student)
     mean, sd = hints.data["mean"], hints.data["sd"]
@@ -79,7 +80,8 @@ def distill_student(
     splits = load_data(DataSpec(**data), cache_folder() / "data")
     configuration = _configuration(hints, spec, splits, repaired=student is not None)
     network = _teacher_network(hints.teacher, teacher) if configuration.needs_teacher else None
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    # The trial's own device: another one rounds differently.
+    device = "cuda" if hints.training.device == "cuda" and torch.cuda.is_available() else "cpu"
     results: list[RetrainedStudent] = []
     # As many threads as the trial had: another number rounds differently, and the figure would not be reproduced.
     with torch_threads(hints.training.threads):

@@ -35,7 +35,7 @@ from .scheduler import RungScheduler
 from .searcher import JournalSearcher, PlannedTrial, TrialRecorder, close_decided, plan_trials, remaining_trials
 from .study import NAME_PATTERN, Study, validate_study
 from .teacher import student_spec
-from .tracking import TrackedSearch, connect
+from .tracking import TrackedSearch, check_name_is_free, connect
 from .trial import HintResolver, TrialContext, run_trial
 from .view import View
 
@@ -91,7 +91,7 @@ def run_search(
         InputError: anything that preflight finds, or a name that is taken.
     """
     view = view or View()
-    name = name or new_search_name(study.name)
+    name = new_search_name(study.name) if name is None else name
     if not re.fullmatch(NAME_PATTERN, name):
         raise InputError(f"the name {name!r} may hold letters, digits, '.', '_' and '-' only; choose another --name")
     folder = search_folder(study, name)
@@ -102,7 +102,7 @@ def run_search(
     uri = tracking_uri(tracking, study.tracking.uri)
     checked = check_study(study, uri, address)
     view.say(_announcement(name, study, estimate(study, checked, len(plan_trials(study)))))
-    connect(uri, create=True)
+    check_name_is_free(connect(uri, create=True), study.name, name)
     folder.mkdir(parents=True)
     log = SearchLog(folder / JOURNAL_FILE)
     log.record(Began(name, study.resolved(), version("hintsearch"), uri))
@@ -247,6 +247,7 @@ def search_document(study: Study, preparation: Preparation) -> dict[str, Any]:
         "training": {
             "recipe": asdict(study.recipe.recipe()),
             "rungs": list(study.budget.rungs),
+            "device": _device(study),
             "threads": study.resources.cpus_per_trial,
         },
         "validation_images": len(splits.validation),
@@ -277,7 +278,7 @@ def _run_tune(
         splits=preparation.splits,
         recipe=study.recipe.recipe(),
         rungs=study.budget.rungs,
-        device="cuda" if study.resources.gpus_per_trial else "cpu",
+        device=_device(study),
         threads=study.resources.cpus_per_trial,
         checkpoint_seconds=study.budget.checkpoint_seconds,
     )
@@ -318,6 +319,10 @@ def _run_tune(
     with LiveTable(view, log.history, study, planned) as table:
         log.listen(table)
         tuner.fit()
+
+
+def _device(study: Study) -> str:
+    return "cuda" if study.resources.gpus_per_trial else "cpu"
 
 
 def concurrent_trials(study: Study) -> int:

@@ -20,7 +20,7 @@ NO_DISTILLATION = "no_distillation"
 KD_ONLY = "kd_only"
 CONTROL_ARMS = (NO_DISTILLATION, KD_ONLY, *CONTROL_SELECTORS.names())
 # Of studies and searches: they become folder names and parts of MLflow filters.
-NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]*"
+NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,119}"
 OBJECTIVES = ("val_accuracy", "val_loss")
 
 

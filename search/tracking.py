@@ -42,6 +42,24 @@ def connect(uri: str, create: bool) -> MlflowClient:
     return client
 
 
+def check_name_is_free(client: MlflowClient, experiment: str, search: str) -> None:
+    """A new search must not take over the runs of another one of its name, from another folder or machine.
+
+    Raises:
+        InputError: the store has a search of that name, or the study's experiment is deleted.
+    """
+    known = client.get_experiment_by_name(experiment)
+    if known is None:
+        return
+    if known.lifecycle_stage != "active":
+        raise InputError(
+            f"the MLflow experiment {experiment!r} is deleted; restore it (mlflow experiments restore -x "
+            f"{known.experiment_id}), or give the study another name"
+        )
+    if client.search_runs([known.experiment_id], f"tags.search = '{search}'", max_results=1):
+        raise InputError(f"the tracking store has a search {search!r} already; choose another --name")
+
+
 class TrackedSearch:
     """The runs of one search in the store.
 

@@ -66,6 +66,14 @@ CASES = {
     ),
     "resume of nothing": (["search", "digits", "--resume"], "there is no search 'digits'"),
     "resume of a damaged journal": (["search", "--resume", "--name", "broken"], "is damaged in line 1"),
+    "hints that name a metric twice": (
+        ["hints", "digits", "--clusters", "2", "--metrics", "r2_cca, r2_cca"],
+        "names 'r2_cca' twice",
+    ),
+    "check of a store that does not answer": (
+        ["check", "digits", "--tracking", "http://127.0.0.1:9"],
+        "the tracking store http://127.0.0.1:9 does not answer",
+    ),
     "missing hint file": (["distill", "gone.yaml"], "there is no hint file gone.yaml"),
     "binary rubbish as a hint file": (["distill", "rubbish.yaml"], "is no hint file"),
     "a study as a hint file": (["distill", "study.yaml"], "it has no version"),

@@ -208,6 +208,28 @@ def test_a_name_that_is_taken_is_refused(users_folder: Path, searched: object, s
     assert "exists already" in ended.err
 
 
+def test_a_name_that_the_store_has_is_refused(users_folder: Path, searched: object, shared_cache: Path) -> None:
+    """Else the new search would take over the old one's runs, and show its results."""
+    moved = users_folder / "results" / "moved"
+    (users_folder / "results" / "first").rename(moved)
+    try:
+        ended = call(["search", "tiny.yaml", "--name", "first"], users_folder, shared_cache)
+        assert not (users_folder / "results" / "first").exists()
+    finally:
+        moved.rename(users_folder / "results" / "first")
+    assert ended.code == 2
+    assert "the tracking store has a search 'first' already" in ended.err
+
+
+def test_an_output_that_is_a_folder_is_refused_before_any_training(
+    users_folder: Path, searched: object, shared_cache: Path
+) -> None:
+    for arguments in (["distill", "results/first/hints.yaml"], ["export", "tiny"]):
+        ended = call([*arguments, "-o", "models"], users_folder, shared_cache)
+        assert ended.code == 2
+        assert "--output is models, but that is a folder" in ended.err
+
+
 def test_trap_32_a_killed_search_resumes_with_the_very_trials_of_an_undisturbed_one(
     searched: tuple[CommandLine, Ended], shared_cache: Path, tiny_study_text: str, tmp_path: Path
 ) -> None:
@@ -247,15 +269,20 @@ def test_trap_32_a_killed_search_resumes_with_the_very_trials_of_an_undisturbed_
         assert steps == sorted(set(steps))
 
 
-def test_trap_4_ctrl_c_saves_everything_and_exits_3_with_the_resume_command(
-    shared_cache: Path, tiny_study_text: str, tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_trap_4_a_signal_saves_everything_and_exits_3_with_the_resume_command(
+    number: signal.Signals, shared_cache: Path, tiny_study_text: str, tmp_path: Path
 ) -> None:
     folder = _users_folder(tmp_path, tiny_study_text)
     command_line = CommandLine(shared_cache, console_script=True)
     process = command_line.start(["search", "tiny.yaml", "--name", "stopped"], folder)
     results = folder / "results" / "stopped"
     assert wait_for(lambda: len(journal_events(results, "report")) > 1, 90), process.communicate()
-    os.killpg(process.pid, signal.SIGINT)
+    # A terminal's Ctrl-C goes to the whole group, a job manager's SIGTERM to the driver alone.
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 3, err
     assert "hintsearch search tiny.yaml --name stopped --resume" in out

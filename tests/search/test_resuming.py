@@ -1,4 +1,5 @@
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,7 +69,13 @@ def test_study_that_has_changed_is_refused_with_the_first_key(
         check_unchanged("mine", studied(f"storage.path={tmp_path}", "budget.trials=21"))
 
 
-def test_resume_command_repeats_study_overrides_and_address() -> None:
+@pytest.fixture
+def on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an activated environment."""
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+
+
+def test_resume_command_repeats_study_overrides_and_address(on_path: None) -> None:
     command = resume_command("mine", "my study.yaml", ["space.lr={low: 0.1, high: 1}"], "127.0.0.1:6379")
     assert command == (
         "hintsearch search 'my study.yaml' --set 'space.lr={low: 0.1, high: 1}' --address 127.0.0.1:6379 "
@@ -76,5 +83,11 @@ def test_resume_command_repeats_study_overrides_and_address() -> None:
     )
 
 
-def test_resume_command_of_a_plain_search_is_short() -> None:
+def test_resume_command_of_a_plain_search_is_short(on_path: None) -> None:
     assert resume_command("mine", None, [], None) == "hintsearch search --name mine --resume"
+
+
+def test_command_that_is_not_on_the_path_is_repeated_as_it_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(sys, "argv", [str(Path.cwd() / ".venv" / "bin" / "hintsearch"), "search"])
+    assert resume_command("mine", None, [], None) == ".venv/bin/hintsearch search --name mine --resume"
