@@ -116,7 +116,7 @@ def search(
         if Path(loaded.storage.path, name).exists():
             view.say(f"Interrupted; everything so far is saved. Go on with:\n  {goes_on_by}")
         raise typer.Exit(INTERRUPTED) from None
-    _conclude(result, view, goes_on_by, tracking)
+    _conclude(result, view, goes_on_by)
 
 
 @app.command()
@@ -341,10 +341,11 @@ def ui(
     os.execv(sys.executable, [*command, "--port", str(port)])
 
 
-def _conclude(result: "SearchResult", view: "View", goes_on_by: str, tracking: str | None) -> None:
+def _conclude(result: "SearchResult", view: "View", goes_on_by: str) -> None:
     """Shows how a search ended and what to type next; exits unless all is done."""
     from ..models.zoo import is_own_factory
     from .export import load_hints
+    from .places import tracking_uri
     from .resuming import program
 
     record = result.record
@@ -376,7 +377,8 @@ def _conclude(result: "SearchResult", view: "View", goes_on_by: str, tracking: s
     content = load_hints(result.hints)
     own_code = is_own_factory(content.teacher.model) or is_own_factory(content.student.model)
     trust = " --trust-code" if own_code else ""
-    store = f" --tracking {tracking}" if tracking else ""
+    # Only where the commands would not find the store by themselves.
+    store = "" if result.tracking_uri == tracking_uri(None, None) else f" --tracking {result.tracking_uri}"
     for command, purpose in (
         (f"compare {result.name}{store}", "all trials as a table"),
         (f"distill {shown} --seeds 3{trust}", "retrain the student with it, and test it"),

@@ -76,5 +76,6 @@ def program() -> str:
         return "hintsearch"
     typed = Path(sys.argv[0])
     if typed.name == "hintsearch":
-        return shlex.quote(os.path.relpath(typed))
+        near = os.path.relpath(typed)
+        return shlex.quote(str(typed.resolve()) if near.startswith("..") else near)
     return f"{shlex.quote(sys.executable)} -m hintsearch"
