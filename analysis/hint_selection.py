@@ -13,7 +13,7 @@ from ..models.candidates import Candidate, stage_ends
 from ..models.errors import InputError
 from ..models.registry import Registry
 from .clustering import assignment, evenly_spaced, index_kmeans, medoids
-from .layer_metrics import LayerDistances
+from .layer_distances import LayerDistances
 from .layer_statistics import Matrix
 
 Selector = Callable[[Matrix, int], list[int]]

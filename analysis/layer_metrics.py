@@ -4,13 +4,13 @@ Each metric reads `LayerSums` only. To add one, write a function here with its r
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 
 from ..models.errors import InputError
 from ..models.registry import Registry
+from .layer_distances import LayerDistances
 from .layer_statistics import LayerSums, Matrix
 
 # Covariance eigenvalues below this share of the largest count as zero; a tighter rule is not reproducible from sums.
@@ -122,38 +122,6 @@ def class_separation(sums: LayerSums, layer: int) -> float:
     return max(between, 0.0) / within
 
 
-@dataclass(frozen=True)
-class LayerDistances:
-    """The layer metrics of one teacher on one data set.
-
-    Attributes:
-        paths: candidates in depth order.
-        distances: for every metric, pairwise or score, its [L, L] matrix; a score's is |difference|.
-        scores: for every score, its value of each candidate [L].
-        images: number of images they were measured on.
-    """
-
-    paths: tuple[str, ...]
-    distances: dict[str, Matrix]
-    scores: dict[str, Matrix]
-    images: int
-
-    def combined(self, metrics: Sequence[str]) -> Matrix:
-        """Mean over `metrics` of the rank-normalised distances, [L, L] in 0..1, zero on the diagonal.
-
-        Raises:
-            InputError: no metric, or one that was not measured.
-        """
-        if not metrics:
-            raise InputError("the metric subset is empty, but hint selection needs at least one layer metric")
-        for metric in metrics:
-            if metric not in self.distances:
-                known = ", ".join(sorted(self.distances))
-                raise InputError(f"the layer metric {metric!r} was not measured; layers.metrics has {known}")
-        normalised = [rank_normalised(self.distances[metric]) for metric in metrics]
-        return np.asarray(np.mean(normalised, axis=0))
-
-
 def metric_names() -> tuple[str, ...]:
     """All layer metrics, pairwise ones first."""
     return PAIRWISE.names() + SCORES.names()
@@ -191,20 +159,6 @@ def layer_distances(sums: LayerSums, paths: Sequence[str], metrics: Sequence[str
         else:
             distances[name] = PAIRWISE.get(name)(sums)
     return LayerDistances(tuple(paths), distances, scores, sums.count)
-
-
-def rank_normalised(distances: Matrix) -> Matrix:
-    """Replaces the distances off the diagonal by their mean ranks, scaled to 0..1; [L, L] symmetric."""
-    size = len(distances)
-    upper = np.triu_indices(size, 1)
-    values = distances[upper]
-    result = np.zeros((size, size))
-    if len(values):
-        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-        last = np.cumsum(counts)
-        mean_rank = last - (counts - 1) / 2
-        result[upper] = mean_rank[inverse] / len(values)
-    return result + result.T
 
 
 def _whitening(sums: LayerSums, layer: int) -> Matrix:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..analysis.layer_metrics import LayerDistances
+from ..analysis.layer_distances import LayerDistances
 from ..analysis.layer_metrics import layer_distances as distances_of_sums
 from ..distill.data import DataSplits
 from ..models.candidates import Candidate, list_candidates

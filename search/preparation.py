@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..analysis.hint_selection import CONTROL_SELECTORS, HintSelection, select_control, select_hints
-from ..analysis.layer_metrics import LayerDistances
+from ..analysis.layer_distances import LayerDistances
 from ..analysis.pairing import pair_hints
 from ..distill.data import DataSplits, load_data
 from ..models.candidates import Candidate

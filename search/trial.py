@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ray import tune
 
 from ..analysis.hint_selection import HintSelection, select_control, select_hints
-from ..analysis.layer_metrics import LayerDistances
+from ..analysis.layer_distances import LayerDistances
 from ..analysis.pairing import pair_hints
 from ..distill.data import DataSplits
 from ..distill.hint_configuration import HintConfiguration, HintPair

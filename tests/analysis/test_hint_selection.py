@@ -3,7 +3,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 from hintsearch.analysis.hint_selection import CONTROL_SELECTORS, SELECTORS, select_control, select_hints
-from hintsearch.analysis.layer_metrics import LayerDistances
+from hintsearch.analysis.layer_distances import LayerDistances
 from hintsearch.models.candidates import Candidate
 from hintsearch.models.errors import InputError
 from hypothesis import given, settings

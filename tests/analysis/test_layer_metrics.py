@@ -5,7 +5,6 @@ import pytest
 from hintsearch.analysis.layer_metrics import (
     PAIRWISE,
     SCORES,
-    LayerDistances,
     check_metric,
     cka_linear,
     class_separation,
@@ -13,8 +12,8 @@ from hintsearch.analysis.layer_metrics import (
     layer_distances,
     metric_names,
     r2_cca,
-    rank_normalised,
 )
+from hintsearch.analysis.layer_distances import LayerDistances, rank_normalised
 from hintsearch.analysis.layer_statistics import LayerSums, Matrix
 from hintsearch.models.errors import InputError
 from hypothesis import given, settings

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from hintsearch.analysis.layer_metrics import LayerDistances
+from hintsearch.analysis.layer_distances import LayerDistances
 from hintsearch.distill.data import DataSplits, ImageSet
 from hintsearch.models.candidates import list_candidates
 from hintsearch.models.zoo import ModelSpec, build_model

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hintsearch.analysis.layer_metrics import LayerDistances
+from hintsearch.analysis.layer_distances import LayerDistances
 from hintsearch.distill.data import DataSplits
 from hintsearch.models.errors import InputError
 from hintsearch.models.weights import weights_sha256
