@@ -1,15 +1,29 @@
 """Which layers of a network may become hint points, and what they look like."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from .errors import InputError, reason
-from .taps import LayerTaps
+from .feature_maps import first_tensor
+from .taps import LayerTaps, no_such_layer
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_NORMS = (
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.LocalResponseNorm,
+    nn.RMSNorm,
+)
 
 
 @dataclass(frozen=True)
@@ -19,9 +33,9 @@ class Candidate:
     Attributes:
         path: module path.
         index: 1-based depth among the candidates, in the order of execution.
-        channels: C of the output [B, C, H, W].
-        height: H of the output for the study's image size.
-        width: W of the output.
+        channels: C of the feature map [B, C, H, W] that `feature_map` makes of the output; D of tokens.
+        height: H of the feature map for the study's image size.
+        width: W of the feature map.
         multiply_adds: of one image, from the input up to and including this layer.
     """
 
@@ -38,43 +52,58 @@ def list_candidates(
 ) -> tuple[Candidate, ...]:
     """Lists the candidates of a network in the order in which they run.
 
+    By default they are the repeated blocks, in the first order of preference (see `repeated_blocks`) that has any
+    which run in evaluation and give more than a vector: auxiliary classifiers and blocks of a classifier are none.
+    Blocks that give [B, H, W, C], as Swin's do, are refused; for `paths`, [B, C, H, W] is taken on trust.
+
+    `paths` may hold patterns. A pattern stands for every module path with as many segments (the parts between dots)
+    whose segments match its own by the rules of `fnmatch`, case counting: `layer*.?` matches `layer1.0`, but neither
+    `layer1` nor `layer1.0.conv1`. A path matches itself. Every module that is matched, by a pattern too, has to run and
+    to give a feature map: none is left out in silence. A module that runs several times counts by its last run.
+
+    Multiply-adds are those of convolutions and matrix products, attention's too, as torch's flop counter has them.
+
     Args:
         model: any network of images; its mode and buffers are left as they are.
         image_shape: (channels, height, width) of one image.
-        paths: module paths to use instead of the outputs of the repeated blocks.
+        paths: module paths and patterns of them to use instead of the default; the order and repetitions do not count.
 
     Raises:
-        InputError: an unknown path, a layer that is no feature map, or a network without repeated blocks.
+        InputError: a path or pattern that no module matches, a layer that does not run, gives no feature map or is
+            written over by the network, a network without repeated blocks, or whose blocks have their channels last.
     """
-    chosen = tuple(paths) if paths else repeated_blocks(model)
-    if not chosen:
-        raise InputError(
-            f"{type(model).__name__} has no repeated blocks; list its layers in the study "
-            "(layers.candidates for a teacher, student.candidates for a student)"
-        )
-    shapes, costs = _trace(model, image_shape, chosen)
+    with _evaluation(model):
+        chosen = _matching(model, paths) if paths else _default_paths(model, image_shape)
+        if not chosen:
+            raise InputError(
+                f"{type(model).__name__} has no repeated blocks; list its layers in the study "
+                "(layers.candidates for a teacher, student.candidates for a student)"
+            )
+        traced = _trace(model, image_shape, chosen)
     return tuple(
-        Candidate(path, index, shape[1], shape[2], shape[3], costs[path])
-        for index, (path, shape) in enumerate(shapes.items(), start=1)
+        Candidate(path, index, shape[1], shape[2], shape[3], multiply_adds)
+        for index, (path, (shape, multiply_adds)) in enumerate(traced.items(), start=1)
     )
 
 
 def repeated_blocks(model: nn.Module) -> tuple[str, ...]:
-    """Paths of the outermost blocks: composed children of Sequential or ModuleList whose class occurs twice or more."""
-    children = [
-        (f"{path}.{name}" if path else name, child)
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Sequential | nn.ModuleList)
-        for name, child in module.named_children()
-        if any(True for _ in child.children()) and not isinstance(child, nn.Sequential | nn.ModuleList)
-    ]
-    occurrences = Counter(type(child) for _, child in children)
-    blocks: list[str] = []
-    for path, child in children:
-        inside = any(path.startswith(f"{block}.") for block in blocks)
-        if occurrences[type(child)] >= 2 and not inside:
-            blocks.append(path)
-    return tuple(blocks)
+    """Paths of the network's repeated blocks, in the order of registration; empty if it has none.
+
+    The first that a network has, in this order of preference:
+
+    1. blocks in a Sequential or ModuleList: modules with children of their own, of a class of which there are at
+       least two. A block has at least two weights of two or more dimensions, that is two convolutions or linear
+       layers; so neither a convolution with its norm nor the layer between two stages is one.
+    2. such blocks anywhere.
+    3. as 1, then as 2, with one such weight.
+    4. convolution units of a Sequential: a convolution, then norms and activations, up to anything else; the path is
+       that of the unit's last module. There must be two. A convolution that no convolution or linear layer follows
+       makes the logits, and is none.
+
+    A block inside another is none, and a Sequential with its own `forward` (a residual, say) is a block, not a
+    container. Only the structure is read, so the list may hold blocks that `list_candidates` leaves out.
+    """
+    return next(_preferences(model), ())
 
 
 def stage_ends(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
@@ -91,61 +120,187 @@ def _size(candidate: Candidate) -> tuple[int, int, int]:
     return candidate.channels, candidate.height, candidate.width
 
 
-def _trace(
-    model: nn.Module, image_shape: tuple[int, int, int], paths: tuple[str, ...]
-) -> tuple[dict[str, torch.Size], dict[str, int]]:
-    """Shapes and cumulated multiply-adds of `paths` in the order of execution, from one forward pass of zeros."""
-    spent = 0
-    shapes: dict[str, torch.Size] = {}
-    costs: dict[str, int] = {}
-
-    def count(module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        nonlocal spent
-        spent += _multiply_adds(module, output)
-
-    def note(path: str) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if not isinstance(output, Tensor) or output.dim() != 4:
-                raise InputError(f"the layer {path!r} gives no feature map [B, C, H, W]; choose a convolutional layer")
-            shapes[path], costs[path] = output.shape, spent
-
-        return hook
-
-    with LayerTaps(model, paths) as taps:
-        modules = dict(model.named_modules())
-        handles = [m.register_forward_hook(count) for m in modules.values() if isinstance(m, nn.Conv2d | nn.Linear)]
-        handles += [modules[path].register_forward_hook(note(path)) for path in paths]
-        modes = {module: module.training for module in modules.values()}
-        model.eval()
-        try:
-            with torch.no_grad():
-                parameter = next(model.parameters())
-                _run_on_zeros(model, image_shape, parameter)
-            taps.take()
-        finally:
-            for module, training in modes.items():
-                module.training = training
-            for handle in handles:
-                handle.remove()
-    return shapes, costs
+def _matching(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
+    paths = [path for path, _ in model.named_modules() if path]
+    chosen: list[str] = []
+    for pattern in patterns:
+        matched = [path for path in paths if _matches(path, pattern)]
+        if not matched:
+            raise no_such_layer(model, pattern)
+        chosen += matched
+    return tuple(dict.fromkeys(chosen))
 
 
-def _run_on_zeros(model: nn.Module, image_shape: tuple[int, int, int], parameter: Tensor) -> None:
+def _matches(path: str, pattern: str) -> bool:
+    names, wanted = path.split("."), pattern.split(".")
+    same_depth = len(names) == len(wanted)
+    return path == pattern or (same_depth and all(fnmatchcase(*pair) for pair in zip(names, wanted, strict=True)))
+
+
+def _default_paths(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[str, ...]:
+    for blocks in _preferences(model):
+        shapes = _output_shapes(model, image_shape, blocks)
+        maps = tuple(path for path, shape in shapes.items() if len(shape) != 2)
+        for path in maps:
+            if _channels_last(model.get_submodule(path), shapes[path]):
+                raise InputError(
+                    f"the block {path!r} gives {list(shapes[path])}, which seems to have its channels last; list "
+                    "layers that give [B, C, H, W] in the study (layers.candidates, student.candidates)"
+                )
+        if maps:
+            return maps
+    return ()
+
+
+def _preferences(model: nn.Module) -> Iterator[tuple[str, ...]]:
+    """What may be taken for the network's blocks, the best first; none is empty."""
+    composed = {
+        path: module
+        for path, module in model.named_modules()
+        if path and any(True for _ in module.children()) and not _is_container(module)
+    }
+    contained = {path: module for path, module in composed.items() if _is_container(_parent(model, path))}
+    for weights in (2, 1):
+        for modules in (contained, composed):
+            if blocks := _outermost_repeated(modules, weights):
+                yield blocks
+    if units := _convolution_units(model):
+        yield units
+
+
+def _is_container(module: nn.Module) -> bool:
+    own_forward = isinstance(module, nn.Sequential) and type(module).forward is not nn.Sequential.forward
+    return isinstance(module, _CONTAINERS) and not own_forward
+
+
+def _parent(model: nn.Module, path: str) -> nn.Module:
+    return model.get_submodule(path.rpartition(".")[0])
+
+
+def _outermost_repeated(modules: Mapping[str, nn.Module], weights: int) -> tuple[str, ...]:
+    """Those whose class occurs twice and has, in one of its instances, that many weights; parents come first."""
+    occurrences = Counter(type(module) for module in modules.values())
+    wide_enough = {type(module) for module in modules.values() if _weights(module) >= weights}
+    blocks: list[str] = []
+    for path, module in modules.items():
+        inside = any(path.startswith(f"{block}.") for block in blocks)
+        if occurrences[type(module)] >= 2 and type(module) in wide_enough and not inside:
+            blocks.append(path)
+    return tuple(blocks)
+
+
+def _weights(module: nn.Module) -> int:
+    """Parameters of two or more dimensions: those of norms, and biases, have one."""
+    return sum(parameter.dim() >= 2 for parameter in module.parameters())
+
+
+def _convolution_units(model: nn.Module) -> tuple[str, ...]:
+    """Last modules of the units [convolution, norm, activation] in each Sequential."""
+    weighted = [module for module in model.modules() if isinstance(module, (*_CONVOLUTIONS, nn.Linear))]
+    units: list[str] = []
+    for path, chain in model.named_modules():
+        if not isinstance(chain, nn.Sequential):
+            continue
+        occurrences = Counter(chain)
+        in_unit = False
+        for name, module in chain.named_children():
+            # An activation that the chain runs twice would stand for its last run only.
+            continues = in_unit and _norm_or_activation(module) and occurrences[module] == 1
+            starts = isinstance(module, _CONVOLUTIONS) and module is not weighted[-1]
+            if continues:
+                units.pop()
+            if continues or starts:
+                units.append(f"{path}.{name}" if path else name)
+            in_unit = continues or starts
+    return tuple(units) if len(units) >= 2 else ()
+
+
+def _norm_or_activation(module: nn.Module) -> bool:
+    return isinstance(module, _NORMS) or type(module).__module__ == nn.modules.activation.__name__
+
+
+def _channels_last(block: nn.Module, shape: torch.Size) -> bool:
+    """Whether an output is [B, H, W, C]: the last linear layer makes its fourth dimension, not its second."""
+    linear = [module for module in block.modules() if isinstance(module, nn.Linear)]
+    return len(shape) == 4 and bool(linear) and shape[1] != linear[-1].out_features == shape[3]
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; each module's mode is given back."""
+    modes = {module: module.training for module in model.modules()}
+    # The fast path of transformer layers is one operation, in which torch's counter sees no multiply-adds.
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    model.eval()
     try:
-        model(torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype))
-    except RuntimeError as error:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, training in modes.items():
+            module.training = training
+
+
+def _output_shapes(model: nn.Module, image_shape: tuple[int, int, int], paths: Sequence[str]) -> dict[str, torch.Size]:
+    """Shapes of what the modules that run give, as it is; of zero dimensions where it is no tensor."""
+    shapes: dict[str, torch.Size] = {}
+
+    def note(path: str, output: Any) -> None:
+        tensor = first_tensor(output)
+        shapes[path] = torch.Size() if tensor is None else tensor.shape
+
+    with _watching(model, paths, note):
+        _run_on_zeros(model, image_shape)
+    return shapes
+
+
+def _trace(
+    model: nn.Module, image_shape: tuple[int, int, int], paths: Sequence[str]
+) -> dict[str, tuple[torch.Size, int]]:
+    """Shape of the feature map and cumulated multiply-adds of each path, in the order of the last runs."""
+    spent: dict[str, int] = {}
+    counter = FlopCounterMode(display=False)
+
+    def note(path: str, _output: Any) -> None:
+        # Taken out first, so that a module which runs again moves to the end.
+        spent.pop(path, None)
+        spent[path] = counter.get_total_flops() // 2
+
+    with LayerTaps(model, paths) as taps, _watching(model, paths, note):
+        with counter:
+            _run_on_zeros(model, image_shape)
+        shapes = {path: feature.shape for path, feature in zip(paths, taps.take(), strict=True)}
+    for path, shape in shapes.items():
+        if shape[0] != 1:
+            raise InputError(
+                f"the layer {path!r} gives the feature map {list(shape)} for one image, but a feature map is "
+                "[B, C, H, W] and tokens are [B, T, D]; choose another layer, or put the batch first"
+            )
+    return {path: (shapes[path], multiply_adds) for path, multiply_adds in spent.items()}
+
+
+@contextmanager
+def _watching(model: nn.Module, paths: Sequence[str], note: Callable[[str, Any], None]) -> Iterator[None]:
+    """Calls `note` with (path, output) whenever one of the modules has run."""
+
+    def hook_of(path: str) -> Any:
+        return lambda _module, _inputs, output: note(path, output)
+
+    with ExitStack() as handles:
+        for path in paths:
+            handles.enter_context(model.get_submodule(path).register_forward_hook(hook_of(path)))
+        yield
+
+
+def _run_on_zeros(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
+    like = next(model.parameters(), torch.empty(0))
+    try:
+        model(torch.zeros(1, *image_shape, device=like.device, dtype=like.dtype))
+    except InputError:
+        raise
+    except (AssertionError, RuntimeError, ValueError) as error:
         shape = "×".join(map(str, image_shape))
         raise InputError(
             f"{type(model).__name__} cannot read images of {shape} ({reason(error)}); change data or model"
         ) from error
-
-
-def _multiply_adds(module: nn.Module, output: Tensor) -> int:
-    """Of one image: each output value of a convolution or linear layer costs its filter's length."""
-    values = output[0].numel()
-    if isinstance(module, nn.Conv2d):
-        rows, columns = module.kernel_size
-        return values * rows * columns * module.in_channels // module.groups
-    if isinstance(module, nn.Linear):
-        return values * module.in_features
-    return 0

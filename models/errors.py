@@ -3,13 +3,16 @@
 import difflib
 from collections.abc import Iterable
 
+# More names than this are not all told.
+MOST_LISTED = 20
+
 
 class InputError(ValueError):
     """Bad input: one line that names the value, the rule and the mend. The command line exits with code 2."""
 
 
 def nearest(value: str, options: Iterable[str]) -> str:
-    """The mend for a wrong name: the nearest option, then all of them.
+    """The mend for a wrong name: the nearest option, then all of them, or the five nearest if there are many.
 
     Args:
         value: what was given.
@@ -23,6 +26,9 @@ def nearest(value: str, options: Iterable[str]) -> str:
         return "there is nothing to choose from"
     close = difflib.get_close_matches(value.lower(), names, n=1, cutoff=0.5)
     listed = ", ".join(names)
+    if len(names) > MOST_LISTED:
+        nearby = difflib.get_close_matches(value.lower(), names, n=5, cutoff=0)
+        listed = f"{', '.join(sorted(nearby))} and {len(names) - len(nearby)} more"
     return f"did you mean {close[0]!r}? ({listed})" if close else f"choose one of {listed}"
 
 

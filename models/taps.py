@@ -1,60 +1,95 @@
 """Reading inner layers of a network by module path, without touching the network's code."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar, overload
 
 from torch import Tensor, nn
 
 from .errors import InputError, nearest
+from .feature_maps import feature_map
+
+T = TypeVar("T")
 
 
-class LayerTaps:
-    """Captures the outputs of named modules at each forward pass.
+class LayerTaps(Generic[T]):
+    """Captures the feature maps [B, C, H, W] of named modules at each forward pass, or what a reader makes of them.
 
+    Each output becomes a feature map by `feature_map`. A module that runs several times in a pass counts by its last
+    run. Used as a context manager, or closed by `close`.
+
+    Without `read` the feature maps themselves are kept, with their gradient history if the network runs with gradients.
     In-place activations are switched off while the taps are on, so that a captured tensor keeps its values when a
-    later module would have written over it. Used as a context manager, or closed by `close`.
+    later module would have written over it.
+
+    With `read` only its results are kept: it is called as soon as the module has run, before a later one can write
+    over the feature map, and in-place activations stay as they are. So a reader must not return the feature map or a
+    view of it, and should detach what it returns unless it wants gradients.
 
     Args:
         model: the network.
         paths: module paths as `named_modules` gives them, such as `layer1.0`.
+        read: makes of (path, feature map) what is kept instead.
 
     Raises:
-        InputError: a path that the model does not have; names the nearest.
+        InputError: a path that the model does not have; names the nearest. In a forward pass: an output that is no
+            feature map.
     """
 
-    def __init__(self, model: nn.Module, paths: Sequence[str]) -> None:
+    @overload
+    def __init__(self: "LayerTaps[Tensor]", model: nn.Module, paths: Sequence[str], read: None = None) -> None: ...
+
+    @overload
+    def __init__(self, model: nn.Module, paths: Sequence[str], read: Callable[[str, Tensor], T]) -> None: ...
+
+    def __init__(
+        self, model: nn.Module, paths: Sequence[str], read: Callable[[str, Tensor], Any] | None = None
+    ) -> None:
         modules = dict(model.named_modules())
         for path in paths:
             if path not in modules or path == "":
-                raise InputError(f"{type(model).__name__} has no layer {path!r}; {_near(path, modules)}")
-        self._features: dict[str, Tensor] = {}
+                raise no_such_layer(model, path)
+        self._read = read
+        self._kept: dict[str, Any] = {}
+        self._versions: dict[str, int] = {}
         self._paths = tuple(paths)
         # Typed Any: `inplace` is an attribute of some activations only.
-        self._made_out_of_place: list[Any] = [m for m in modules.values() if getattr(m, "inplace", False) is True]
+        self._made_out_of_place: list[Any] = []
+        if read is None:
+            self._made_out_of_place = [m for m in modules.values() if getattr(m, "inplace", False) is True]
         for module in self._made_out_of_place:
             module.inplace = False
-        self._handles = [modules[path].register_forward_hook(self._capture(path)) for path in self._paths]
+        self._handles = [modules[path].register_forward_hook(self._capture(path)) for path in dict.fromkeys(paths)]
 
     def _capture(self, path: str) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            self._features[path] = output
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            feature = feature_map(output, path)
+            if self._read is None:
+                self._kept[path], self._versions[path] = feature, _version(feature)
+            else:
+                self._kept[path] = self._read(path, feature)
 
         return hook
 
-    def take(self) -> list[Tensor]:
-        """The outputs of the last forward pass, in the order of `paths`; they are no longer held here.
+    def take(self) -> list[T]:
+        """What was kept of the last forward pass, in the order of `paths`; it is no longer held here.
 
         Raises:
-            InputError: a path whose module did not run.
+            InputError: a path whose module did not run; without `read` also a feature map that the network's own
+                code wrote over in place, such as `out += shortcut` does, and which cannot be switched off.
         """
         for path in self._paths:
-            if path not in self._features:
-                ran = [p for p in self._paths if p in self._features]
-                raise InputError(f"the layer {path!r} did not run in the forward pass; {_near(path, ran)}")
-        features = [self._features[path] for path in self._paths]
-        self._features.clear()
-        return features
+            if path not in self._kept:
+                ran = [p for p in self._paths if p in self._kept]
+                raise InputError(f"the layer {path!r} did not run in the forward pass; {nearest_paths(path, ran)}")
+            if self._read is None and _version(self._kept[path]) != self._versions[path]:
+                raise InputError(
+                    f"the network writes over what the layer {path!r} gives; choose the layer that contains it, "
+                    "or the one after it"
+                )
+        kept = [self._kept[path] for path in self._paths]
+        self._kept.clear()
+        return kept
 
     def close(self) -> None:
         """Removes the taps and gives in-place activations back."""
@@ -73,7 +108,19 @@ class LayerTaps:
         self.close()
 
 
-def _near(path: str, paths: Any) -> str:
+def no_such_layer(model: nn.Module, path: str) -> InputError:
+    """The error for a path, or a pattern of paths, that the model does not have."""
+    paths = (name for name, _ in model.named_modules())
+    return InputError(f"{type(model).__name__} has no layer {path!r}; {nearest_paths(path, paths)}")
+
+
+def nearest_paths(path: str, paths: Iterable[str]) -> str:
+    """The mend for a wrong path: the nearest of those with as many segments, or of all if none has as many."""
     names = [name for name in paths if name]
     depth = path.count(".")
     return nearest(path, [name for name in names if name.count(".") == depth] or names)
+
+
+def _version(feature: Tensor) -> int:
+    """How often the tensor, or what it is a view of, was written over; inference mode does not count."""
+    return 0 if feature.is_inference() else feature._version

@@ -267,10 +267,14 @@ def test_unknown_layer_is_an_error_with_the_nearest_name(plain_network: PlainNet
     assert message.startswith("Sequential has no layer 'conv3'; did you mean 'conv")
 
 
-def test_layer_without_a_feature_map_is_an_error(plain_network: PlainNetwork) -> None:
+def test_vector_is_a_feature_map_of_one_position(plain_network: PlainNetwork) -> None:
+    student, teacher = plain_network(), plain_network(6)
     hints = replace(HINTS, pairs=(replace(AT, student_layer="fc"),))
-    expected = "the layer 'fc' gives no feature map [B, C, H, W]; choose a convolutional layer"
-    assert error_of(hints, plain_network(), plain_network(6)) == expected
+    whole = HintedStudent(student, hints, teacher, (1, 8, 8))
+    images = torch.randn(4, 1, 8, 8)
+    terms = whole.terms(Batch(images, torch.zeros(4, dtype=torch.long), torch.arange(4)))
+    # Both attention maps have one position, hence are 1 after normalisation.
+    torch.testing.assert_close(terms.hints, torch.zeros(1))
 
 
 def test_unknown_hint_loss_is_an_error_with_the_nearest_name(plain_network: PlainNetwork) -> None:

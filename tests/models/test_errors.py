@@ -35,3 +35,10 @@ def test_reason_joins_the_lines_of_a_message() -> None:
 
 def test_reason_of_a_silent_error_is_its_type() -> None:
     assert reason(AssertionError()) == "AssertionError"
+
+
+def test_of_many_names_the_nearest_five_are_told() -> None:
+    names = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(18)]
+    assert nearest("layer2.18", names) == (
+        "did you mean 'layer2.8'? (layer2.1, layer2.15, layer2.16, layer2.17, layer2.8 and 49 more)"
+    )

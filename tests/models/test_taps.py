@@ -1,5 +1,10 @@
+import weakref
+from collections.abc import Callable
+
 import pytest
 import torch
+import torchvision
+from hintsearch.models.candidates import repeated_blocks
 from hintsearch.models.errors import InputError
 from hintsearch.models.taps import LayerTaps
 from torch import Tensor, nn
@@ -16,6 +21,55 @@ class HalfUsed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.used["first"](x)
         return out
+
+
+class Residual(nn.Module):
+    """Adds the shortcut in place by its own code, which no `inplace` switches off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(x)
+        out += x
+        return out
+
+
+class Twice(nn.Module):
+    """Runs its one layer twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(self.conv(x))
+        return out
+
+
+class Attention(nn.Module):
+    """Attends over the pixels; its layer gives (tokens, None)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attend = nn.MultiheadAttention(2, 1, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        out: Tensor = self.attend(tokens, tokens, tokens, need_weights=False)[0]
+        return out
+
+
+class Described(nn.Module):
+    """Gives a dict."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"features": x}
+
+
+def pooled(_path: str, feature: Tensor) -> Tensor:
+    return feature.detach().mean(dim=(2, 3))
 
 
 @pytest.fixture
@@ -158,3 +212,148 @@ def test_closing_twice_does_not_undo_what_came_between(small_network: nn.Sequent
     taps.close()
     assert not small_network.get_submodule("relu").inplace
     other.close()
+
+
+@pytest.mark.parametrize("path", ["conv", "relu"])
+def test_a_reader_reads_before_an_in_place_activation_writes(
+    small_network: nn.Sequential, images: Tensor, path: str
+) -> None:
+    with LayerTaps(small_network, [path], read=pooled) as taps:
+        small_network(images)
+        (read,) = taps.take()
+    before = by_hand(small_network, images)
+    expected = before if path == "conv" else before.clamp(min=0)
+    torch.testing.assert_close(read, expected.mean(dim=(2, 3)))
+
+
+def test_a_reader_leaves_in_place_activations_alone(small_network: nn.Sequential) -> None:
+    with LayerTaps(small_network, ["conv"], read=pooled):
+        assert small_network.get_submodule("relu").inplace
+    assert small_network.get_submodule("relu").inplace
+
+
+def test_what_a_reader_makes_comes_in_the_order_of_the_paths(small_network: nn.Sequential, images: Tensor) -> None:
+    with LayerTaps(small_network, ["pool", "conv"], read=lambda path, feature: (path, feature.shape)) as taps:
+        small_network(images)
+        assert taps.take() == [("pool", (2, 3, 2, 2)), ("conv", (2, 3, 4, 4))]
+
+
+def test_a_reader_is_called_once_for_a_path_that_is_tapped_twice(small_network: nn.Sequential, images: Tensor) -> None:
+    called: list[str] = []
+    with LayerTaps(small_network, ["conv", "conv"], read=lambda path, _feature: called.append(path)):
+        small_network(images)
+    assert called == ["conv"]
+
+
+def test_with_a_reader_no_feature_map_is_held(small_network: nn.Sequential, images: Tensor) -> None:
+    features: list[weakref.ref[Tensor]] = []
+
+    def read(path: str, feature: Tensor) -> Tensor:
+        features.append(weakref.ref(feature))
+        return pooled(path, feature)
+
+    with LayerTaps(small_network, ["conv"], read=read) as taps:
+        small_network(images)
+        assert [feature() for feature in features] == [None]
+        assert len(taps.take()) == 1
+
+
+def test_a_reader_may_keep_gradients(small_network: nn.Sequential, images: Tensor) -> None:
+    with LayerTaps(small_network, ["conv"], read=lambda _path, feature: feature.sum()) as taps:
+        small_network(images)
+        torch.autograd.backward(taps.take()[0])
+    gradient = small_network.get_parameter("conv.bias").grad
+    assert gradient is not None
+    torch.testing.assert_close(gradient, torch.full((3,), 32.0))
+
+
+def test_with_a_reader_a_layer_that_did_not_run_is_an_error(images: Tensor) -> None:
+    network = HalfUsed()
+    with LayerTaps(network, ["used.first", "used.final"], read=pooled) as taps:
+        network(images)
+        with pytest.raises(InputError) as caught:
+            taps.take()
+    assert str(caught.value) == (
+        "the layer 'used.final' did not run in the forward pass; did you mean 'used.first'? (used.first)"
+    )
+
+
+def test_what_a_reader_made_is_no_longer_held_once_taken(small_network: nn.Sequential, images: Tensor) -> None:
+    with LayerTaps(small_network, ["conv"], read=pooled) as taps:
+        small_network(images)
+        taps.take()
+        with pytest.raises(InputError, match="did not run"):
+            taps.take()
+
+
+def test_of_a_layer_that_runs_twice_the_last_run_counts(images: Tensor) -> None:
+    network = Twice()
+    with LayerTaps(network, ["conv"]) as taps:
+        last = network(images)
+        assert taps.take()[0] is last
+
+
+def test_tokens_are_captured_as_a_feature_map(images: Tensor) -> None:
+    network = Attention()
+    with LayerTaps(network, ["attend"]) as taps:
+        tokens = network(images)
+        (captured,) = taps.take()
+    assert tokens.shape == (2, 16, 2)
+    torch.testing.assert_close(captured, tokens.transpose(1, 2).reshape(2, 2, 4, 4), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("read", [None, pooled])
+def test_a_layer_that_gives_no_feature_map_is_an_error(
+    images: Tensor, read: Callable[[str, Tensor], Tensor] | None
+) -> None:
+    network = nn.Sequential(Described())
+    taps = LayerTaps(network, ["0"], read=read) if read else LayerTaps(network, ["0"])
+    with pytest.raises(InputError) as caught, taps:
+        network(images)
+    assert str(caught.value) == (
+        "the layer '0' gives a dict, but a feature map is [B, C, H, W], tokens [B, T, D] or [B, C]; "
+        "choose another layer"
+    )
+
+
+def test_a_layer_that_the_network_writes_over_is_an_error(images: Tensor) -> None:
+    network = Residual()
+    with LayerTaps(network, ["conv"]) as taps:
+        network(images)
+        with pytest.raises(InputError) as caught:
+            taps.take()
+    assert str(caught.value) == (
+        "the network writes over what the layer 'conv' gives; choose the layer that contains it, or the one after it"
+    )
+
+
+def test_a_reader_reads_a_layer_before_the_network_writes_over_it(images: Tensor) -> None:
+    network = Residual()
+    with LayerTaps(network, ["conv"], read=pooled) as taps:
+        network(images)
+        (read,) = taps.take()
+    expected = functional.conv2d(images, network.conv.weight, network.conv.bias)
+    torch.testing.assert_close(read, expected.mean(dim=(2, 3)))
+
+
+def test_inference_mode_can_be_tapped(small_network: nn.Sequential, images: Tensor) -> None:
+    with LayerTaps(small_network, ["conv"]) as taps, torch.inference_mode():
+        small_network(images)
+        (captured,) = taps.take()
+    torch.testing.assert_close(captured, by_hand(small_network, images))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "squeezenet1_1", "densenet121"])
+def test_with_and_without_a_reader_the_blocks_of_a_network_with_in_place_activations_are_the_same(name: str) -> None:
+    network = torchvision.models.get_model(name).eval()
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    blocks = repeated_blocks(network)
+    with torch.no_grad():
+        with LayerTaps(network, blocks, read=lambda _path, feature: feature.clone()) as taps:
+            network(images)
+            read = taps.take()
+        with LayerTaps(network, blocks) as taps:
+            network(images)
+            captured = taps.take()
+    assert len(blocks) >= 4
+    torch.testing.assert_close(captured, read, rtol=0, atol=0)
