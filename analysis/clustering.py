@@ -1,42 +1,45 @@
-"""Clustering of the items of a distance matrix around centres that are items themselves."""
+"""Clusterings of the items of a distance matrix around centres that are items themselves, and PURSUhInT's way to one.
 
-from collections.abc import Sequence
-from itertools import combinations
-from math import comb
+A selector turns distances [L, L] (symmetric, not negative, 0 on the diagonal) and a number of clusters K, 1..L, into
+exactly K clusters. It draws no random numbers: the same distances give the same clustering.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from .layer_statistics import Matrix
 
 MAXIMUM_ROUNDS = 80
-MOST_SUBSETS = 1000
+
+# Sums of distances that differ by less are a tie: the order of addition alone makes them differ in the last digits.
+TIE_DECIMALS = 12
 
 
-def assignment(distances: Matrix, centres: Sequence[int]) -> list[int]:
-    """For every item the position in `centres` of its nearest centre; ties go to the earlier centre.
+@dataclass(frozen=True)
+class Clustering:
+    """Items 0 .. L−1 shared out among centres, each item to exactly one.
 
-    A centre is always its own, even where another centre is at distance 0.
+    Attributes:
+        centres: in depth order.
+        members: of each centre, in depth order; a centre is a member of its own cluster.
     """
-    nearest = np.argmin(distances[:, list(centres)], axis=1).tolist()
-    for position, centre in enumerate(centres):
-        nearest[centre] = position
-    return [int(position) for position in nearest]
+
+    centres: tuple[int, ...]
+    members: tuple[tuple[int, ...], ...]
+
+    def labels(self) -> list[int]:
+        """For every item the position of its centre."""
+        cluster_of = {item: position for position, own in enumerate(self.members) for item in own}
+        return [cluster_of[item] for item in range(len(cluster_of))]
 
 
-def cost(distances: Matrix, centres: Sequence[int]) -> float:
-    """Sum over the items of the distance to the nearest centre."""
-    return float(distances[:, list(centres)].min(axis=1).sum())
+Selector = Callable[[Matrix, int], Clustering]
 
 
-def evenly_spaced(size: int, points: int) -> list[int]:
-    """`points` of 0 .. size−1 at equal steps from the first to the last; the middle if it is one."""
-    if points == 1:
-        return [size // 2]
-    return [step * (size - 1) // (points - 1) for step in range(points)]
-
-
-def index_kmeans(distances: Matrix, clusters: int) -> list[int]:
-    """PURSUhInT's k-means over layers (Keser et al., arXiv 2103.00053): centres in depth order, 0-based.
+def paper_kmeans(distances: Matrix, clusters: int) -> Clustering:
+    """PURSUhInT's k-means over layers (Keser et al., arXiv 2103.00053).
 
     Seeds are evenly spaced by index. Each layer goes to the centre layer of smallest distance; a cluster's new centre
     is the member whose index is nearest to the floor of the mean member index (the shallower one on a tie). Assignment
@@ -54,67 +57,56 @@ def index_kmeans(distances: Matrix, clusters: int) -> list[int]:
         nearest = assignment(distances, centres)
         centres = tuple(sorted(_middle_member(nearest, position) for position in range(clusters)))
     cycle = visited[visited.index(centres) :] if centres in visited else visited
-    best: tuple[int, ...] = min(cycle, key=lambda state: cost(distances, state))
-    return list(best)
+    return around(distances, min(cycle, key=lambda state: cost(distances, state)))
+
+
+def around(distances: Matrix, centres: Sequence[int]) -> Clustering:
+    """The clustering that gives each item to its nearest centre; `centres` in depth order."""
+    nearest = assignment(distances, centres)
+    return Clustering(tuple(centres), tuple(_items(nearest, position) for position in range(len(centres))))
+
+
+def of_labels(distances: Matrix, labels: Sequence[int]) -> Clustering:
+    """The clustering of items with equal labels, each around its medoid."""
+    members = [_items(labels, label) for label in sorted(set(labels))]
+    by_centre = sorted((medoid(distances, own), own) for own in members)
+    return Clustering(tuple(centre for centre, _ in by_centre), tuple(own for _, own in by_centre))
+
+
+def medoid(distances: Matrix, members: Sequence[int]) -> int:
+    """The member with the smallest sum of distances to all members; the shallower one on a tie."""
+    own = list(members)
+    return own[int(np.argmin(distances[np.ix_(own, own)].sum(axis=0).round(TIE_DECIMALS)))]
+
+
+def assignment(distances: Matrix, centres: Sequence[int]) -> list[int]:
+    """For every item the position in `centres` of its nearest centre; ties go to the earlier centre.
+
+    A centre is always its own, even where another centre is at distance 0.
+    """
+    nearest: list[int] = np.argmin(distances[:, list(centres)], axis=1).tolist()
+    for position, centre in enumerate(centres):
+        nearest[centre] = position
+    return nearest
+
+
+def cost(distances: Matrix, centres: Sequence[int]) -> float:
+    """Sum over the items of the distance to the nearest centre."""
+    return float(distances[:, list(centres)].min(axis=1).sum())
+
+
+def evenly_spaced(size: int, points: int) -> list[int]:
+    """`points` of 0 .. size−1 at equal steps from the first to the last; the middle if it is one."""
+    if points == 1:
+        return [size // 2]
+    return [step * (size - 1) // (points - 1) for step in range(points)]
 
 
 def _middle_member(nearest: list[int], position: int) -> int:
-    members = [layer for layer, centre in enumerate(nearest) if centre == position]
+    members = _items(nearest, position)
     middle = sum(members) // len(members)
     return min(members, key=lambda layer: (abs(layer - middle), layer))
 
 
-def medoids(distances: Matrix, clusters: int) -> list[int]:
-    """K-medoids by BUILD and SWAP (Kaufman & Rousseeuw 1990), centres in depth order, 0-based.
-
-    SWAP starts from every BUILD that fixes another first medoid, and the cheapest local optimum is kept. Where there
-    are at most a thousand subsets (any K for L ≤ 12) they are all tried instead: about one small matrix in 600 has an
-    optimum that no start reaches. Ties are broken by depth.
-
-    Args:
-        distances: [L, L] symmetric, not negative.
-        clusters: K, 1..L.
-    """
-    size = len(distances)
-    if comb(size, clusters) <= MOST_SUBSETS:
-        contenders = list(combinations(range(size), clusters))
-    else:
-        contenders = build_and_swap(distances, clusters)
-    best: tuple[int, ...] = min(contenders, key=lambda centres: (round(cost(distances, centres), 12), centres))
-    return list(best)
-
-
-def build_and_swap(distances: Matrix, clusters: int) -> list[tuple[int, ...]]:
-    """The local optima that SWAP reaches from BUILD with each item as first medoid; centres in depth order."""
-    return [_swap(distances, _build(distances, clusters, first)) for first in range(len(distances))]
-
-
-def _build(distances: Matrix, clusters: int, first: int) -> list[int]:
-    centres = [first]
-    nearest = distances[:, first].copy()
-    while len(centres) < clusters:
-        # Cost after adding each item as a further centre; those that are centres already must not be chosen again.
-        costs = np.minimum(distances, nearest[:, None]).sum(axis=0)
-        costs[centres] = np.inf
-        added = int(np.argmin(costs))
-        centres.append(added)
-        nearest = np.minimum(nearest, distances[:, added])
-    return centres
-
-
-def _swap(distances: Matrix, centres: list[int]) -> tuple[int, ...]:
-    best = cost(distances, centres)
-    improved = True
-    while improved:
-        improved = False
-        for position in range(len(centres)):
-            others = [centre for place, centre in enumerate(centres) if place != position]
-            nearest = distances[:, others].min(axis=1) if others else np.full(len(distances), np.inf)
-            costs = np.minimum(distances, nearest[:, None]).sum(axis=0)
-            costs[others] = np.inf
-            candidate = int(np.argmin(costs))
-            if costs[candidate] < best - 1e-12:
-                centres = [*others, candidate]
-                best, improved = float(costs[candidate]), True
-                break
-    return tuple(sorted(centres))
+def _items(labels: Sequence[int], label: int) -> tuple[int, ...]:
+    return tuple(item for item, own in enumerate(labels) if own == label)

@@ -4,23 +4,29 @@ A searched selector clusters a combination of layer metrics. A control selector 
 hint points have to beat.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from ..models.candidates import Candidate, stage_ends
-from ..models.errors import InputError
+from ..models.errors import InputError, nearest
 from ..models.registry import Registry
-from .clustering import assignment, evenly_spaced, index_kmeans, medoids
+from .clustering import Selector, evenly_spaced, paper_kmeans
+from .kmedoids import kmedoids
 from .layer_distances import LayerDistances
-from .layer_statistics import Matrix
+from .partitioning import agglomerative, contiguous, spectral
+from .silhouette import choose_clusters, medoid_silhouette
 
-Selector = Callable[[Matrix, int], list[int]]
 ControlSelector = Callable[[Sequence[Candidate], int, np.random.Generator], list[int]]
 
 SELECTORS: Registry[Selector] = Registry("selector")
 CONTROL_SELECTORS: Registry[ControlSelector] = Registry("control selector")
+
+AUTO: Literal["auto"] = "auto"
+# More hint points than this are never chosen automatically: in a small student their layers would coincide.
+HIGHEST_AUTOMATIC = 10
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,10 @@ class HintSelection:
         clusters: for every point the 1-based indices of the candidates it stands for.
         selector: name.
         metrics: the combined layer metrics; empty for a control selector.
+        weights: of the metrics, in their order; empty if all weigh the same.
+        silhouette: mean medoid silhouette, −1..1; None for one cluster and for a control selector.
+        stability: mean adjusted Rand index with the same choice on bootstraps of the images, 1 for no change, about 0
+            for chance; None if it was not computed (`stability.with_stability`).
     """
 
     points: tuple[str, ...]
@@ -40,12 +50,36 @@ class HintSelection:
     clusters: tuple[tuple[int, ...], ...]
     selector: str
     metrics: tuple[str, ...]
+    weights: tuple[float, ...] = ()
+    silhouette: float | None = None
+    stability: float | None = None
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "HintSelection":
+        """The inverse of `dataclasses.asdict`, also from JSON, which has lists for tuples."""
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
+        }
+        values["clusters"] = tuple(tuple(own) for own in content["clusters"])
+        return cls(**values)
 
 
 SELECTORS.register(
     "paper_kmeans", source="Keser et al. 2023, arXiv 2103.00053", kind="clustering", centre="nearest the mean index"
-)(index_kmeans)
-SELECTORS.register("kmedoids", source="Kaufman & Rousseeuw 1990", kind="clustering", centre="medoid")(medoids)
+)(paper_kmeans)
+SELECTORS.register("kmedoids", source="Kaufman & Rousseeuw 1990", kind="clustering", centre="medoid")(kmedoids)
+SELECTORS.register(
+    "contiguous", source="Fisher 1958, with the cost of k-medoids", kind="clustering", centre="medoid of the run"
+)(contiguous)
+SELECTORS.register(
+    "agglomerative", source="Sokal & Michener 1958, average linkage", kind="clustering", centre="medoid of the cluster"
+)(agglomerative)
+SELECTORS.register(
+    "spectral",
+    source="Ng et al. 2001; Damle et al. 2019, arXiv 1609.08251",
+    kind="clustering",
+    centre="medoid of the cluster",
+)(spectral)
 
 
 @CONTROL_SELECTORS.register("stage_ends", source="last block of each stage, the usual hints", kind="control")
@@ -92,23 +126,61 @@ def select_last(candidates: Sequence[Candidate], _points: int, _rng: np.random.G
     return [len(candidates) - 1]
 
 
-def select_hints(distances: LayerDistances, clusters: int, metrics: Sequence[str], selector: str) -> HintSelection:
-    """Chooses hint points by clustering the candidates.
+def select_hints(
+    distances: LayerDistances,
+    clusters: int | Literal["auto"],
+    metrics: Sequence[str],
+    selector: str,
+    weights: Mapping[str, float] | None = None,
+) -> HintSelection:
+    """Chooses hint points by clustering the candidates; says how well they are apart, but not yet how stable they are.
 
     Args:
         distances: the layer metrics of the teacher.
-        clusters: K, 1..L.
+        clusters: K, 1..L, or "auto" for the K of the largest medoid silhouette in 2..min(10, L−1) (1 for L ≤ 2).
         metrics: the layer metrics to combine.
-        selector: `paper_kmeans` or `kmedoids`.
+        selector: name of a selector, not of a control selector.
+        weights: of metrics by name, each above 0; 1 for a metric that is not in it.
 
     Raises:
-        InputError: an unknown selector or metric, or K out of range.
+        InputError: an unknown selector or metric, a wrong weight, or K out of range.
     """
-    _check_clusters(clusters, len(distances.paths))
-    combined = distances.combined(metrics)
-    centres = SELECTORS.get(selector)(combined, clusters)
-    nearest = assignment(combined, centres)
-    return _selection(distances.paths, centres, nearest, selector, tuple(metrics))
+    select = SELECTORS.get(selector)
+    _check_weights(distances, weights or {})
+    if clusters != AUTO:
+        _check_clusters(clusters, len(distances.paths))
+    combined = distances.combined(metrics, weights)
+    if clusters == AUTO:
+        clusters, _ = choose_clusters(combined, select, 2, HIGHEST_AUTOMATIC)
+    found = select(combined, clusters)
+    return HintSelection(
+        tuple(distances.paths[centre] for centre in found.centres),
+        tuple(centre + 1 for centre in found.centres),
+        tuple(tuple(member + 1 for member in own) for own in found.members),
+        selector,
+        tuple(metrics),
+        weights=tuple(float(weights.get(metric, 1.0)) for metric in metrics) if weights else (),
+        silhouette=medoid_silhouette(combined, found),
+    )
+
+
+def silhouettes(
+    distances: LayerDistances,
+    metrics: Sequence[str],
+    selector: str,
+    weights: Mapping[str, float] | None = None,
+    highest: int = HIGHEST_AUTOMATIC,
+) -> dict[int, float]:
+    """Mean medoid silhouette of each number of clusters K in 2..min(highest, L−1); empty for L ≤ 2.
+
+    Its largest value is where `select_hints` with "auto" stops, if `highest` is left alone.
+
+    Raises:
+        InputError: an unknown selector or metric, or a wrong weight.
+    """
+    _check_weights(distances, weights or {})
+    _, values = choose_clusters(distances.combined(metrics, weights), SELECTORS.get(selector), 2, highest)
+    return values
 
 
 def select_control(
@@ -138,21 +210,21 @@ def select_control(
 
 
 def _check_clusters(clusters: int, candidates: int) -> None:
+    if not isinstance(clusters, int):
+        raise InputError(f"hints.clusters is {clusters!r}, but must be 'auto' or a number; choose 1..{candidates}")
     if not 1 <= clusters <= candidates:
         raise InputError(
             f"hints.clusters is {clusters}, but the teacher has {candidates} candidates; choose 1..{candidates}"
         )
 
 
-def _selection(
-    paths: tuple[str, ...], centres: list[int], nearest: list[int], selector: str, metrics: tuple[str, ...]
-) -> HintSelection:
-    members = tuple(
-        tuple(layer + 1 for layer, centre in enumerate(nearest) if centre == position)
-        for position in range(len(centres))
-    )
-    points = tuple(paths[centre] for centre in centres)
-    return HintSelection(points, tuple(centre + 1 for centre in centres), members, selector, metrics)
+def _check_weights(distances: LayerDistances, weights: Mapping[str, float]) -> None:
+    for metric in weights:
+        if metric not in distances.distances:
+            raise InputError(
+                f"there is a weight for {metric!r}, but no such layer metric was measured; "
+                f"{nearest(metric, distances.distances)}"
+            )
 
 
 def _even(size: int, points: int) -> list[int]:

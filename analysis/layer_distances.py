@@ -57,7 +57,7 @@ class LayerDistances:
             if metric not in matrices:
                 known = ", ".join(sorted(matrices))
                 raise InputError(f"the layer metric {metric!r} was not measured; layers.metrics has {known}")
-        shares = np.array([_weight(metric, weights or {}) for metric in metrics])
+        shares = np.array([check_weight(metric, (weights or {}).get(metric, 1.0)) for metric in metrics])
         normalised = np.stack([rank_normalised(matrices[metric]) for metric in metrics])
         return np.asarray(np.tensordot(shares / shares.sum(), normalised, axes=1))
 
@@ -78,9 +78,9 @@ def rank_normalised(distances: Matrix) -> Matrix:
     return result + result.T
 
 
-def _weight(metric: str, weights: Mapping[str, float]) -> float:
-    weight = float(weights.get(metric, 1.0))
+def check_weight(metric: str, weight: float) -> float:
+    """The weight of a metric in a combination, if it is a number above 0; else raises `InputError`."""
     # Written so that NaN fails too.
     if not 0 < weight < float("inf"):
         raise InputError(f"the weight of the layer metric {metric!r} is {weight:g}, but must be above 0; leave it out")
-    return weight
+    return float(weight)

@@ -1,125 +1,22 @@
-"""What is measured of a teacher's layers: distances between two of them, and scores of one.
+"""What is measured of a teacher's layers: distances between two of them, and scores of one, by name."""
 
-Each metric reads `LayerSums` only. To add one, write a function here with its registration on top.
-"""
-
-from collections.abc import Callable, Sequence
-from itertools import combinations
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from ..distill.seeding import derived_seed
 from ..models.errors import InputError
 from ..models.registry import Registry
 from .layer_distances import LayerDistances
-from .layer_statistics import LayerSums, Matrix
+from .layer_reading import Wanted
+from .layer_scores import SCORES
+from .layer_statistics import Matrix
+from .measurement import LayerEvidence, LayerMeasurement
+from .pairwise_metrics import PAIRWISE, check_images
+from .reading_plan import Columns, ReadingPlan
 
-# Covariance eigenvalues below this share of the largest count as zero; a tighter rule is not reproducible from sums.
-RANK_TOLERANCE = 1e-8
-
-PairwiseMetric = Callable[[LayerSums], Matrix]
-ScoreMetric = Callable[[LayerSums, int], float]
-
-PAIRWISE: Registry[PairwiseMetric] = Registry("pairwise layer metric")
-SCORES: Registry[ScoreMetric] = Registry("layer score")
-
-
-@PAIRWISE.register(
-    "r2_cca",
-    source="Kornblith et al. 2019, arXiv 1905.00414; used by Keser et al., arXiv 2103.00053",
-    kind="pairwise",
-    range="0..1",
-    direction="0 is most alike",
-    invariances="invertible linear maps, translation",
-)
-def r2_cca(sums: LayerSums) -> Matrix:
-    """1 − mean squared canonical correlation over min(rank X, rank Y), [L, L].
-
-    A constant layer is at 0 from another constant one and at 1 from the rest.
-
-    Raises:
-        InputError: N < 2·max C, where the correlations are mostly chance.
-    """
-    widest = max(sums.channels)
-    if sums.count < 2 * widest:
-        raise InputError(
-            f"r2_cca needs at least {2 * widest} images for layers of {widest} channels, but there are {sums.count}; "
-            "raise layers.images or data.train_fraction, or leave r2_cca out"
-        )
-    whitened = [_whitening(sums, layer) for layer in range(len(sums.channels))]
-
-    def distance(first: int, second: int) -> float:
-        ours, theirs = whitened[first], whitened[second]
-        rank = min(ours.shape[1], theirs.shape[1])
-        if rank == 0:
-            return float(ours.shape[1] != theirs.shape[1])
-        correlations = ours.T @ sums.cross(first, second) @ theirs
-        return 1 - float(np.square(correlations).sum() / rank)
-
-    return _symmetric(len(sums.channels), distance)
-
-
-@PAIRWISE.register(
-    "cka_linear",
-    source="Kornblith et al. 2019, arXiv 1905.00414",
-    kind="pairwise",
-    range="0..1",
-    direction="0 is most alike",
-    invariances="orthogonal maps, isotropic scaling, translation",
-)
-def cka_linear(sums: LayerSums) -> Matrix:
-    """1 − ‖XᵀY‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F), [L, L].
-
-    A constant layer is at 0 from another constant one and at 1 from the rest.
-    """
-    norms = [float(np.linalg.norm(sums.cross(layer, layer))) for layer in range(len(sums.channels))]
-
-    def distance(first: int, second: int) -> float:
-        if norms[first] == 0 or norms[second] == 0:
-            return float(norms[first] != norms[second])
-        return 1 - float(np.square(sums.cross(first, second)).sum()) / (norms[first] * norms[second])
-
-    return _symmetric(len(sums.channels), distance)
-
-
-@SCORES.register(
-    "effective_rank",
-    source="Roy & Vetterli 2007, EUSIPCO",
-    kind="score",
-    range="1..channels (0 for a constant layer)",
-    direction="none",
-    invariances="orthogonal maps, isotropic scaling, translation",
-)
-def effective_rank(sums: LayerSums, layer: int) -> float:
-    """Exponential of the entropy of the normalised singular values of the centred features."""
-    eigenvalues = np.linalg.eigvalsh(sums.cross(layer, layer))
-    kept = eigenvalues[eigenvalues > RANK_TOLERANCE * eigenvalues[-1]]
-    if eigenvalues[-1] <= 0:
-        return 0.0
-    shares = np.sqrt(kept) / np.sqrt(kept).sum()
-    return float(np.exp(-(shares * np.log(shares)).sum()))
-
-
-@SCORES.register(
-    "class_separation",
-    source="Fisher 1936: between-class over within-class variance",
-    kind="score",
-    range="0..∞",
-    direction="higher separates better",
-    invariances="orthogonal maps, isotropic scaling, translation",
-)
-def class_separation(sums: LayerSums, layer: int) -> float:
-    """Between-class scatter over within-class scatter of the features (their traces); 0 for a constant layer."""
-    total = float(np.trace(sums.cross(layer, layer)))
-    if total <= 0:
-        return 0.0
-    members = sums.mean[sums.labels] * sums.count
-    present = members > 0
-    # Σ over the class's images of (x − mean), [classes, C], from the moment with the one-hot columns.
-    deviations = sums.moment[sums.labels, sums.layer(layer)][present]
-    between = float((np.square(deviations).sum(axis=1) / members[present]).sum())
-    # Classes without inner spread would divide by zero: the ratio is capped where rounding begins.
-    within = max(total - between, RANK_TOLERANCE * total)
-    return max(between, 0.0) / within
+# In a study: every registered metric.
+ALL_METRICS = "all"
 
 
 def metric_names() -> tuple[str, ...]:
@@ -137,40 +34,79 @@ def check_metric(name: str) -> None:
     everything.entry(name)
 
 
-def layer_distances(sums: LayerSums, paths: Sequence[str], metrics: Sequence[str]) -> LayerDistances:
-    """Turns the sums into one [L, L] matrix a metric.
+def what_they_read(metrics: Iterable[str]) -> Wanted:
+    """What has to be gathered for the metrics beside the sums."""
+    reads = {(PAIRWISE if name in PAIRWISE else SCORES).entry(name).facts["reads"] for name in metrics}
+    return Wanted(
+        zeros="feature maps" in reads,
+        grams="Grams" in reads,
+        anchors="anchors" in reads,
+        held_out="held-out images" in reads,
+    )
 
-    Args:
-        sums: over the images, of the candidates in the order of `paths`.
-        paths: module paths of the candidates.
-        metrics: names of layer metrics.
+
+def check_enough_images(metrics: Iterable[str], plan: ReadingPlan, columns: Columns) -> None:
+    """Whether there are enough images for every metric.
 
     Raises:
-        InputError: an unknown metric, or too few images for one.
+        InputError: too few for one; names it.
     """
+    smallest = min(chunk.stop - chunk.start for chunk in plan.chunks)
+    for name in metrics:
+        if name in PAIRWISE:
+            check_images(name, plan.images, max(columns.widths), smallest)
+        elif SCORES.entry(name).facts["reads"] == "held-out images" and not plan.held_out:
+            raise InputError(f"{name} needs at least 8 images, but there are {plan.images}; raise layers.images")
+
+
+def layer_distances(
+    measurement: LayerMeasurement,
+    metrics: Sequence[str],
+    bootstraps: int = 0,
+    seed: int = 0,
+    on_bootstrap: Callable[[int], None] | None = None,
+) -> LayerDistances:
+    """Turns what one pass gathered into one [L, L] matrix a metric.
+
+    Args:
+        measurement: with all that the metrics read.
+        metrics: names of layer metrics.
+        bootstraps: how often the image groups are drawn again, for the stability of selections.
+        seed: of the bootstraps.
+        on_bootstrap: called with the number of bootstraps done.
+
+    Raises:
+        InputError: an unknown metric.
+    """
+    for name in metrics:
+        check_metric(name)
+    distances, scores = _evaluated(measurement.evidence(), metrics)
+    drawn: list[dict[str, Matrix]] = []
+    # A single group drawn with replacement is the whole again.
+    for number in range(bootstraps if len(measurement.groups) > 1 else 0):
+        rng = np.random.default_rng(derived_seed("bootstrap", seed, number))
+        drawn.append(_evaluated(measurement.bootstrap(rng), metrics)[0])
+        if on_bootstrap:
+            on_bootstrap(number + 1)
+    return LayerDistances(
+        tuple(candidate.path for candidate in measurement.candidates),
+        distances,
+        scores,
+        sum(group.sums.count for group in measurement.groups),
+        {name: np.stack([matrices[name] for matrices in drawn]) for name in metrics} if drawn else {},
+        measurement.groups[0].sums.channels,
+    )
+
+
+def _evaluated(evidence: LayerEvidence, metrics: Sequence[str]) -> tuple[dict[str, Matrix], dict[str, Matrix]]:
+    """For every metric its distances [L, L], and for every score its values [L]."""
     distances: dict[str, Matrix] = {}
     scores: dict[str, Matrix] = {}
     for name in metrics:
-        check_metric(name)
         if name in SCORES:
-            values = np.array([SCORES.get(name)(sums, layer) for layer in range(len(paths))])
+            values = np.array([SCORES.get(name)(evidence, layer) for layer in range(len(evidence.candidates))])
             scores[name] = values
             distances[name] = np.abs(values[:, None] - values[None, :])
         else:
-            distances[name] = PAIRWISE.get(name)(sums)
-    return LayerDistances(tuple(paths), distances, scores, sums.count)
-
-
-def _whitening(sums: LayerSums, layer: int) -> Matrix:
-    """W [C, rank] with orthonormal columns X·W for the centred features X."""
-    eigenvalues, vectors = np.linalg.eigh(sums.cross(layer, layer))
-    kept = eigenvalues > max(RANK_TOLERANCE * eigenvalues[-1], 0.0)
-    return np.asarray(vectors[:, kept] / np.sqrt(eigenvalues[kept]))
-
-
-def _symmetric(size: int, distance: Callable[[int, int], float]) -> Matrix:
-    """[size, size] of distances, clipped to 0..1 against rounding, zero on the diagonal."""
-    matrix = np.zeros((size, size))
-    for first, second in combinations(range(size), 2):
-        matrix[first, second] = matrix[second, first] = min(max(distance(first, second), 0.0), 1.0)
-    return matrix
+            distances[name] = PAIRWISE.get(name)(evidence)
+    return distances, scores

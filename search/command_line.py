@@ -22,6 +22,8 @@ os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
 import typer
 
 from ..models.errors import InputError
+from .command_options import AddressOption, JsonOption, SearchName, SetOption, StudyArgument, TrackingOption
+from .layer_commands import hints, layers
 
 if TYPE_CHECKING:
     from .runner import SearchResult
@@ -37,15 +39,6 @@ app = typer.Typer(
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 3
 DEFAULT_STUDY = "digits"
-
-StudyArgument = Annotated[str, typer.Argument(help="A study file, or the name of one that ships with hintsearch.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the study; may be repeated.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; logs go to stderr.")]
-TrackingOption = Annotated[str | None, typer.Option("--tracking", metavar="URI", help="MLflow tracking store.")]
-AddressOption = Annotated[str | None, typer.Option("--address", help="A Ray cluster; started here without one.")]
-SearchName = Annotated[str, typer.Argument(metavar="NAME", help="A search, or a study: then its latest search.")]
 
 
 def main() -> NoReturn:
@@ -181,72 +174,8 @@ def teacher(
     )
 
 
-@app.command()
-def layers(
-    study: StudyArgument,
-    overrides: SetOption = None,
-    recompute: Annotated[bool, typer.Option("--recompute", help="Measure again, even if it is cached.")] = False,
-    address: AddressOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Measure the teacher's layers and show the layer metrics."""
-    from .preparation import prepare
-    from .study import load_study
-    from .view import View
-
-    view = View(as_json)
-    prepared = prepare(load_study(study, overrides or ()), view, address, recompute)
-    view.layers(prepared.layers)
-    distances = prepared.layers.distances
-    view.document(
-        {
-            "candidates": [asdict(candidate) for candidate in prepared.layers.candidates],
-            "images": distances.images,
-            "scores": {name: values.tolist() for name, values in distances.scores.items()},
-            "distances": {name: matrix.tolist() for name, matrix in distances.distances.items()},
-        }
-    )
-
-
-@app.command()
-def hints(
-    study: StudyArgument,
-    clusters: Annotated[int, typer.Option(help="Number of hint points K.")],
-    metrics: Annotated[str | None, typer.Option(help="Layer metrics to combine, a,b. [default: the study's]")] = None,
-    selector: Annotated[str, typer.Option(help="A selector or a control selector.")] = "paper_kmeans",
-    overrides: SetOption = None,
-    address: AddressOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Choose hint points without training a student."""
-    from ..analysis.hint_selection import CONTROL_SELECTORS, SELECTORS
-    from ..analysis.layer_metrics import check_metric
-    from .preflight import check_clusters, check_without_data
-    from .preparation import choose_hints, prepare
-    from .study import load_study
-    from .view import View
-
-    view = View(as_json)
-    loaded = load_study(study, overrides or ())
-    names = tuple(metric.strip() for metric in metrics.split(",")) if metrics else loaded.space.hints.metrics
-    for metric in names:
-        check_metric(metric)
-        if names.count(metric) > 1:
-            raise InputError(f"--metrics names {metric!r} twice, but each may stand once; remove one")
-        if metric not in loaded.layers.metrics:
-            raise InputError(f"--metrics has {metric!r}, which layers.metrics does not measure; add it there by --set")
-    if selector not in CONTROL_SELECTORS:
-        SELECTORS.entry(selector)
-    check_clusters("--clusters", clusters, loaded.teacher.model, len(check_without_data(loaded).teacher))
-    prepared = prepare(loaded, view, address)
-    selection, pairs = choose_hints(prepared, loaded.seed, clusters, names, selector)
-    view.selection(selection, pairs)
-    view.document(
-        {
-            **asdict(selection),
-            "pairs": [{"teacher_layer": ours, "student_layer": theirs} for ours, theirs in pairs],
-        }
-    )
+app.command()(layers)
+app.command()(hints)
 
 
 @app.command()
@@ -262,6 +191,7 @@ def distill(
     as_json: JsonOption = False,
 ) -> None:
     """Retrain a student from an exported hint file, and test it."""
+    from ..analysis.pairing import BY_SIMILARITY
     from .export import load_hints
     from .retrain import distill_student
     from .view import View
@@ -269,6 +199,8 @@ def distill(
     view = View(as_json)
     content = load_hints(hints_file)
     place = output or f"{content.search}-student.safetensors"
+    if student is not None and content.selection and content.selection.pairing == BY_SIMILARITY:
+        view.say(f"The similarities behind the exported pairs are of another student: {student} is paired by depth.")
     with view.retraining(seeds, content.training.rungs[-1]) as on_epoch:
         results = distill_student(
             content,
@@ -400,7 +332,8 @@ def _losses() -> Iterable[Any]:
 
 
 def _metrics() -> Iterable[Any]:
-    from ..analysis.layer_metrics import PAIRWISE, SCORES
+    from ..analysis.layer_scores import SCORES
+    from ..analysis.pairwise_metrics import PAIRWISE
 
     return (*PAIRWISE, *SCORES)
 
@@ -409,6 +342,12 @@ def _selectors() -> Iterable[Any]:
     from ..analysis.hint_selection import CONTROL_SELECTORS, SELECTORS
 
     return (*SELECTORS, *CONTROL_SELECTORS)
+
+
+def _pairings() -> Iterable[Any]:
+    from ..analysis.pairing import PAIRINGS
+
+    return PAIRINGS
 
 
 def _datasets() -> Iterable[Any]:
@@ -434,4 +373,5 @@ _register_list("models", "Networks", _models)
 _register_list("losses", "Losses", _losses)
 _register_list("metrics", "Layer metrics", _metrics)
 _register_list("selectors", "Selectors", _selectors)
+_register_list("pairings", "Pairings", _pairings)
 _register_list("datasets", "Data sets", _datasets)

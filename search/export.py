@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..analysis.pairing import BY_DEPTH
 from ..analysis.trials import SEARCH_FILE, SearchRecord, TrialRow
 from ..distill.hint_configuration import HintConfiguration, HintPair
 from ..models.errors import InputError, reason
@@ -83,12 +85,16 @@ class HintsPart(_Part):
 
 
 class SelectionPart(_Part):
-    """Why these points: how they were chosen, and which candidates each stands for."""
+    """Why these points: how they were chosen, which candidates each stands for, and how they were paired."""
 
     selector: str
     metrics: list[str]
     indices: list[int]
     clusters: list[list[int]]
+    weights: list[float] = []
+    silhouette: float | None = None
+    stability: float | None = None
+    pairing: str = BY_DEPTH
 
 
 class TrainingPart(_Part):
@@ -138,10 +144,11 @@ class HintFile(_Part):
     provenance: dict[str, str]
     checksum: str = ""
 
-    def computed_checksum(self) -> str:
-        """SHA-256 of everything but the checksum itself."""
-        content = self.model_dump(mode="json", exclude={"checksum"})
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+def checksum(content: Mapping[str, Any]) -> str:
+    """SHA-256 of everything but the checksum itself, as it stands in the file: parts added later change no old one."""
+    signed = {key: value for key, value in content.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(signed, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def export_hints(client: MlflowClient, record: SearchRecord, path: Path, trial: int | None = None) -> HintFile:
@@ -187,7 +194,7 @@ def hint_file(client: MlflowClient, record: SearchRecord, row: TrialRow) -> Hint
         student=ModelPart(**search["student"]),
         data=search["data"],
         hints=HintsPart(**{**hints, "pairs": pairs}),
-        selection=SelectionPart(**{k: v for k, v in selection.items() if k != "points"}) if selection else None,
+        selection=_selection(selection, document["parameters"]) if selection else None,
         training=TrainingPart(**{**search["training"], **document["seeds"], "recipe": recipe}),
         evidence=EvidencePart(
             metric=record.metric,
@@ -204,7 +211,12 @@ def hint_file(client: MlflowClient, record: SearchRecord, row: TrialRow) -> Hint
             "exported": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
-    return content.model_copy(update={"checksum": content.computed_checksum()})
+    return content.model_copy(update={"checksum": checksum(content.model_dump(mode="json"))})
+
+
+def _selection(selection: Mapping[str, Any], parameters: Mapping[str, Any]) -> SelectionPart:
+    reasons = {key: value for key, value in selection.items() if key != "points"}
+    return SelectionPart(**reasons, pairing=parameters.get("hints.pairing", BY_DEPTH))
 
 
 def write_hints(path: Path, content: HintFile) -> None:
@@ -243,7 +255,7 @@ def load_hints(path: str | Path) -> HintFile:
         hints = HintFile.model_validate(content)
     except ValidationError as error:
         raise InputError(f"{path} is damaged: {explain(error, HintFile)}, or export it again") from error
-    if hints.checksum != hints.computed_checksum():
+    if hints.checksum != checksum(content):
         raise InputError(f"{path} was changed after it was written (its checksum differs); export it again")
     return hints
 

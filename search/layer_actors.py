@@ -1,51 +1,90 @@
-"""Measuring the teacher's layers in parallel: one Ray actor a GPU or CPU share, chunk by chunk."""
+"""Measuring layers in parallel: one Ray actor a GPU or CPU share, chunk by chunk."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import ray
 import torch
-from numpy.typing import NDArray
+from torch import nn
 
-from ..analysis.layer_statistics import LayerReader, LayerSums, merge_all
+from ..analysis.layer_reading import ChunkReading, LayerReader, Wanted
+from ..analysis.measurement import MeasurementBuilder
+from ..analysis.reading_plan import Chunk, Columns, ReadingPlan
 from ..distill.batches import DeviceImages
-from ..distill.data import DataSplits, ImageSet
-from ..models.weights import apply_weights
-from ..models.zoo import ModelSpec, build_model
+from ..distill.data import ImageSet
+from .networks import TrainedNetwork
 from .ray_session import cluster_cpus, cluster_gpus, free_resources, wait_for_resources
 
 # A chunk that brings down so many actors is not the machine's fault.
 MOST_LOSSES = 3
+CPU_BATCH = 64
+# What a dead actor, worker or node does to a chunk that was asked for; the chunk is read again elsewhere.
+_LOST = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.ObjectLostError,
+    ray.exceptions.NodeDiedError,
+)
+
+
+@dataclass(frozen=True)
+class TappedNetwork:
+    """A network and what is read of it.
+
+    Attributes:
+        network: with its weights.
+        paths: module paths of its candidates.
+    """
+
+    network: TrainedNetwork
+    paths: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class LayerTask:
-    """What an actor needs to know.
+    """What an actor needs to know; it lies once in Ray's object store.
 
     Attributes:
-        teacher: the network.
-        weights: its state dict as arrays.
-        paths: module paths of the candidates.
+        networks: read side by side on the same images; their candidates follow one another in the sums.
         images: training images without augmentation.
         mean: channel means used to normalise.
         sd: channel standard deviations used to normalise.
-        classes: number of classes.
+        plan: how the images are cut.
+        columns: of the sums.
+        wanted: what is gathered beside the sums.
+        batch: the most images of a forward pass; None: 64 on a CPU, where feature maps then stay in the cache for the
+            readers, and a whole chunk on a GPU.
     """
 
-    teacher: ModelSpec
-    weights: dict[str, NDArray[Any]]
-    paths: tuple[str, ...]
+    networks: tuple[TappedNetwork, ...]
     images: ImageSet
     mean: tuple[float, ...]
     sd: tuple[float, ...]
-    classes: int
+    plan: ReadingPlan
+    columns: Columns
+    wanted: Wanted
+    batch: int | None
+
+
+class SideBySide(nn.Module):
+    """Several networks that read the same images; the candidates of the n-th are found below `n.`."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        for number, network in enumerate(networks):
+            self.add_module(str(number), network)
+
+    def forward(self, images: torch.Tensor) -> None:
+        """Images [B, C, H, W]; the networks' own outputs are not wanted."""
+        for network in self.children():
+            network(images)
 
 
 class LayerWorker:
-    """Computes the sums of chunks of images; runs as a Ray actor.
+    """Reads chunks of images; runs as a Ray actor.
 
     One torch thread always: the result then does not depend on how many actors share a machine.
     """
@@ -53,100 +92,118 @@ class LayerWorker:
     def __init__(self, task: LayerTask, on_gpu: bool = False) -> None:
         torch.set_num_threads(1)
         device = torch.device("cuda" if on_gpu else "cpu")
-        teacher = build_model(task.teacher)
-        weights = {name: torch.from_numpy(array.copy()) for name, array in task.weights.items()}
-        apply_weights(teacher, weights, task.teacher.name)
+        networks = SideBySide([tapped.network.build() for tapped in task.networks]).to(device)
+        paths = [f"{number}.{path}" for number, tapped in enumerate(task.networks) for path in tapped.paths]
         self._task, self._device = task, device
-        self._reader = LayerReader(teacher.to(device), task.paths)
+        self._reader = LayerReader(networks, paths, task.columns, task.wanted, device)
 
-    def sums(self, start: int, stop: int) -> LayerSums:
-        """Sums over the images start .. stop−1, in one forward pass of each."""
-        images = self._task.images.subset(np.arange(start, stop))
-        batches = DeviceImages(images, self._task.mean, self._task.sd, self._device).in_order(stop - start)
-        return self._reader.sums(((batch.images, batch.labels) for batch in batches), self._task.classes)
+    def read(self, chunk: Chunk, bandwidths: tuple[float, ...] | None = None) -> ChunkReading:
+        """Reads a chunk in one forward pass of each image; without bandwidths, its own are measured."""
+        task = self._task
+        images = task.images.subset(np.arange(chunk.start, chunk.stop))
+        size = task.batch or (len(images) if self._device.type == "cuda" else CPU_BATCH)
+        batches = DeviceImages(images, task.mean, task.sd, self._device).in_order(size)
+        return self._reader.read(
+            ((batch.images, batch.labels) for batch in batches),
+            chunk.anchors,
+            task.plan.is_held_out(chunk.group),
+            bandwidths,
+        )
 
 
-def layer_task(
-    teacher: ModelSpec, weights: dict[str, NDArray[Any]], paths: tuple[str, ...], splits: DataSplits, images: int
-) -> LayerTask:
-    """The task for the first `images` training images; fewer if there are no more."""
-    chosen = splits.train.subset(np.arange(min(images, len(splits.train))))
-    return LayerTask(teacher, weights, paths, chosen, splits.mean, splits.sd, splits.classes)
+def count_actors(wanted: int | None, chunks: int) -> int:
+    """How many actors will read: as wanted, else one a GPU, else one a CPU, at least two; never more than chunks."""
+    return min(wanted or max(2, int(cluster_gpus() or cluster_cpus())), chunks)
 
 
 def measure_layers(
-    task: LayerTask, chunk: int, actors: int | None = None, on_images: Callable[[int], None] | None = None
-) -> LayerSums:
+    task: LayerTask, actors: int | None = None, on_images: Callable[[int], None] | None = None
+) -> MeasurementBuilder:
     """Reads every image once, whatever the number of layers and metrics.
 
-    Chunk boundaries and the order of merging come from the arguments, not from the actors. The chunk of an actor that
-    dies goes to another. On return the actors are gone and their resources are free.
+    What is read together and the order of merging come from the task, not from the actors. The chunk of an actor that
+    dies goes to another; finished ones are kept here. On return the actors are gone and their resources are free.
 
     Args:
         task: what to measure.
-        chunk: images a call.
-        actors: number of actors; None: one a GPU, else one a CPU, at least two.
+        actors: number of actors; None: see `count_actors`.
         on_images: called with the number of images done so far.
+
+    Returns:
+        All readings, merged.
 
     Raises:
         ray.exceptions.RayError: a chunk failed by its own fault, or brought down three actors.
     """
-    cpus, gpus = cluster_cpus(), cluster_gpus()
+    chunks = task.plan.chunks
     free_before = free_resources()
-    count = actors or max(2, int(gpus or cpus))
-    images = len(task.images)
-    bounds = [(start, min(start + chunk, images)) for start in range(0, images, chunk)]
-    count = min(count, len(bounds))
+    cpus, gpus = cluster_cpus(), cluster_gpus()
+    count = count_actors(actors, len(chunks))
     # A whole CPU where there is none yet: 0 would place the actors on a head that is to run nothing.
     share = {"num_cpus": min(1.0, cpus / count) or 1.0, "num_gpus": min(1.0, gpus / count) if gpus else 0}
-    reference = ray.put(task)
-
-    def make_actor() -> Any:
-        return ray.remote(LayerWorker).options(**share).remote(reference, gpus > 0)
-
-    pool = [make_actor() for _ in range(count)]
-    try:
-        results = dict(_finished_chunks(pool, make_actor, bounds, on_images))
-    finally:
-        for actor in pool:
-            ray.kill(actor)
-    wait_for_resources(free_before)
-    return merge_all([results[position] for position in range(len(bounds))])
-
-
-def _finished_chunks(
-    pool: list[Any],
-    make_actor: Callable[[], Any],
-    bounds: list[tuple[int, int]],
-    on_images: Callable[[int], None] | None,
-) -> Iterator[tuple[int, LayerSums]]:
-    """Yields (position of the chunk, its sums) as they arrive; replaces dead actors in `pool`."""
-    waiting = deque(range(len(bounds)))
-    running: dict[Any, tuple[int, int]] = {}
-    losses = dict.fromkeys(range(len(bounds)), 0)
+    pool = _Pool(ray.put(task), count, share, gpus > 0)
+    builder = MeasurementBuilder(task.plan, task.images.labels)
+    bandwidths: tuple[float, ...] | None = None
+    first, *others = range(len(chunks))
     done = 0
+    try:
+        # The Grams of all chunks need one bandwidth, which the first chunk gives; the other actors start meanwhile.
+        for wave in [[first], others] if task.wanted.grams else [[first, *others]]:
+            for position, reading in pool.readings([(p, chunks[p]) for p in wave], bandwidths):
+                builder.add(position, reading)
+                bandwidths = bandwidths or reading.bandwidths
+                done += chunks[position].stop - chunks[position].start
+                if on_images:
+                    on_images(done)
+    finally:
+        pool.close()
+    wait_for_resources(free_before)
+    return builder
 
-    def start(place: int) -> None:
-        if waiting:
-            position = waiting.popleft()
-            running[pool[place].sums.remote(*bounds[position])] = (place, position)
 
-    for place in range(len(pool)):
-        start(place)
-    while running:
-        (reference,), _ = ray.wait(list(running))
-        place, position = running.pop(reference)
-        try:
-            sums = ray.get(reference)
-        except ray.exceptions.RayActorError:
-            losses[position] += 1
-            if losses[position] >= MOST_LOSSES:
-                raise
-            pool[place] = make_actor()
-            waiting.appendleft(position)
-        else:
-            done += sums.count
-            if on_images:
-                on_images(done)
-            yield position, sums
-        start(place)
+class _Pool:
+    """Actors that read chunks; one that dies is replaced."""
+
+    def __init__(self, task: Any, count: int, share: dict[str, float], on_gpu: bool) -> None:
+        self._task, self._share, self._on_gpu = task, share, on_gpu
+        self._actors = [self._make_actor() for _ in range(count)]
+
+    def _make_actor(self) -> Any:
+        return ray.remote(LayerWorker).options(**self._share).remote(self._task, self._on_gpu)
+
+    def readings(
+        self, chunks: Sequence[tuple[int, Chunk]], bandwidths: tuple[float, ...] | None
+    ) -> Iterator[tuple[int, ChunkReading]]:
+        """Yields (position, reading) as they arrive; each chunk is asked for in order."""
+        waiting = deque(chunks)
+        running: dict[Any, tuple[int, int, Chunk]] = {}
+        losses: dict[int, int] = {}
+
+        def start(place: int) -> None:
+            if waiting:
+                position, chunk = waiting.popleft()
+                running[self._actors[place].read.remote(chunk, bandwidths)] = (place, position, chunk)
+
+        for place in range(len(self._actors)):
+            start(place)
+        while running:
+            (reference,), _ = ray.wait(list(running))
+            place, position, chunk = running.pop(reference)
+            try:
+                reading = ray.get(reference)
+            except _LOST:
+                losses[position] = losses.get(position, 0) + 1
+                if losses[position] >= MOST_LOSSES:
+                    raise
+                # Its actor may live on if only the object was lost: two would share one GPU.
+                ray.kill(self._actors[place])
+                self._actors[place] = self._make_actor()
+                waiting.appendleft((position, chunk))
+            else:
+                yield position, reading
+            start(place)
+
+    def close(self) -> None:
+        """Ends the actors at once."""
+        for actor in self._actors:
+            ray.kill(actor)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,19 +10,21 @@ from typing import Any
 import numpy as np
 
 from ..analysis.layer_distances import LayerDistances
-from ..analysis.layer_metrics import layer_distances as distances_of_sums
+from ..analysis.layer_metrics import check_enough_images, what_they_read
+from ..analysis.layer_metrics import layer_distances as distances_of_measurement
+from ..analysis.reading_plan import Columns, Memory, ReadingPlan, plan_columns, plan_reading, sums_memory
 from ..distill.data import DataSplits
 from ..models.candidates import Candidate, list_candidates
 from ..models.errors import InputError, reason
 from ..models.files import replacing
-from ..models.zoo import ModelSpec, build_model
-from .layer_actors import layer_task, measure_layers
+from ..models.zoo import ModelSpec, build_model, own_factory_sha256
+from .layer_actors import LayerTask, TappedNetwork, measure_layers
 from .places import cache_folder
 from .study import Study
 from .teacher import Teacher
 
 # Part of the cache key: bump it when a metric's or a sum's code changes its result.
-METRICS_VERSION = 1
+METRICS_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,42 @@ class Layers:
     distances: LayerDistances
 
 
+@dataclass(frozen=True)
+class LayerPass:
+    """What reading the teacher's layers takes, known before it starts.
+
+    Attributes:
+        candidates: in depth order.
+        plan: how the images are cut.
+        columns: of the sums.
+        memory: of the sums.
+    """
+
+    candidates: tuple[Candidate, ...]
+    plan: ReadingPlan
+    columns: Columns
+    memory: Memory
+
+
 def candidates_of(
     spec: ModelSpec, image_shape: tuple[int, int, int], paths: tuple[str, ...] | None = None
 ) -> tuple[Candidate, ...]:
     """The candidates of a network, for images of that shape."""
     return list_candidates(build_model(spec), image_shape, paths)
+
+
+def plan_pass(study: Study, candidates: tuple[Candidate, ...], train_images: int, classes: int) -> LayerPass:
+    """Plans the pass of a study over the first `layers.images` training images; needs neither data nor Ray.
+
+    Raises:
+        InputError: too few images for a metric, or too little memory.
+    """
+    layers = study.layers
+    plan = plan_reading(min(layers.images, train_images), layers.chunk)
+    channels = [candidate.channels for candidate in candidates]
+    columns = plan_columns(channels, classes, layers.chunk, layers.memory_gb * 1e9, study.seed)
+    check_enough_images(layers.metrics, plan, columns)
+    return LayerPass(candidates, plan, columns, sums_memory(columns, layers.chunk))
 
 
 def cached_layers(study: Study, teacher: Teacher, splits: DataSplits) -> Layers | None:
@@ -55,7 +88,12 @@ def cached_layers(study: Study, teacher: Teacher, splits: DataSplits) -> Layers 
 
 
 def compute_layers(
-    study: Study, teacher: Teacher, splits: DataSplits, on_images: Callable[[int], None] | None = None
+    study: Study,
+    teacher: Teacher,
+    splits: DataSplits,
+    layer_pass: LayerPass,
+    on_images: Callable[[int], None] | None = None,
+    on_bootstrap: Callable[[int], None] | None = None,
 ) -> Layers:
     """Measures the layers by Ray actors and puts the metrics into the cache; Ray must be running.
 
@@ -63,26 +101,41 @@ def compute_layers(
         study: its layers section is used.
         teacher: what to measure.
         splits: the training images are read.
+        layer_pass: what `plan_pass` gave.
         on_images: called with the number of images done so far.
-
-    Raises:
-        InputError: too few images for a metric.
+        on_bootstrap: called with the number of bootstraps done so far.
     """
-    candidates = candidates_of(teacher.spec, splits.image_shape, study.layers.candidates)
+    candidates = layer_pass.candidates
     paths = tuple(candidate.path for candidate in candidates)
-    task = layer_task(teacher.spec, teacher.arrays(), paths, splits, study.layers.images)
-    sums = measure_layers(task, study.layers.chunk, study.layers.actors, on_images)
-    distances = distances_of_sums(sums, paths, study.layers.metrics)
+    task = LayerTask(
+        (TappedNetwork(teacher.trained(), paths),),
+        splits.train.subset(np.arange(layer_pass.plan.images)),
+        splits.mean,
+        splits.sd,
+        layer_pass.plan,
+        layer_pass.columns,
+        what_they_read(study.layers.metrics),
+        study.layers.batch,
+    )
+    measurement = measure_layers(task, study.layers.actors, on_images).measurement(candidates)
+    distances = distances_of_measurement(
+        measurement, study.layers.metrics, study.layers.bootstraps, study.seed, on_bootstrap
+    )
     write_distances(_cache_path(study, teacher, splits), distances)
     return Layers(candidates, distances)
 
 
 def write_distances(path: Path, distances: LayerDistances) -> None:
     """Writes layer metrics as npz, whole or not at all."""
-    arrays: dict[str, Any] = {f"distance.{name}": matrix for name, matrix in distances.distances.items()}
-    arrays |= {f"score.{name}": values for name, values in distances.scores.items()}
+    arrays: dict[str, Any] = {
+        **_prefixed("distance", distances.distances),
+        **_prefixed("score", distances.scores),
+        **_prefixed("bootstrap", distances.bootstraps),
+    }
+    arrays |= {"paths": np.array(distances.paths), "images": np.array(distances.images)}
+    arrays["widths"] = np.array(distances.widths, dtype=np.int64)
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, paths=np.array(distances.paths), images=np.array(distances.images), **arrays)
+        np.savez(file, **arrays)
 
 
 def read_distances(path: Path) -> LayerDistances:
@@ -96,9 +149,11 @@ def read_distances(path: Path) -> LayerDistances:
             arrays = dict(archive)
         return LayerDistances(
             tuple(str(name) for name in arrays["paths"]),
-            {name.removeprefix("distance."): arrays[name] for name in arrays if name.startswith("distance.")},
-            {name.removeprefix("score."): arrays[name] for name in arrays if name.startswith("score.")},
+            _unprefixed("distance", arrays),
+            _unprefixed("score", arrays),
             int(arrays["images"]),
+            _unprefixed("bootstrap", arrays),
+            tuple(int(width) for width in arrays["widths"]),
         )
     except Exception as error:
         # A damaged archive makes the decoders raise anything: BadZipFile, zlib.error, TypeError, ...
@@ -107,16 +162,25 @@ def read_distances(path: Path) -> LayerDistances:
         ) from error
 
 
+def _prefixed(kind: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{kind}.{name}": array for name, array in arrays.items()}
+
+
+def _unprefixed(kind: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix(f"{kind}."): array for name, array in arrays.items() if name.startswith(f"{kind}.")}
+
+
 def _cache_path(study: Study, teacher: Teacher, splits: DataSplits) -> Path:
+    layers = study.layers
     made_by = {
         "version": METRICS_VERSION,
         "teacher": teacher.sha256,
         "spec": asdict(teacher.spec),
+        "factory": own_factory_sha256(teacher.spec.name),
         "data": splits.sha256(),
-        "candidates": study.layers.candidates,
-        "metrics": study.layers.metrics,
-        "images": study.layers.images,
-        "chunk": study.layers.chunk,
+        "seed": study.seed,
+        # The number of actors, and of images a forward pass, change nothing.
+        **layers.model_dump(include={"candidates", "metrics", "images", "chunk", "memory_gb", "bootstraps"}),
     }
     key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
     return cache_folder() / "layers" / f"{key}.npz"

@@ -158,6 +158,13 @@ def parameters_for_mlflow(suggested: Suggested) -> dict[str, Any]:
     shown |= {"data_seed": suggested.data_seed, "init_seed": suggested.init_seed}
     if selection:
         shown["hints.points"] = ",".join(selection["points"])
+        # What `auto` came to.
+        shown["hints.clusters"] = len(selection["points"])
+        shown |= {
+            f"hints.{quality}": f"{selection[quality]:.4f}"
+            for quality in ("silhouette", "stability")
+            if selection.get(quality) is not None
+        }
         shown["hints.pairs"] = ",".join(f"{p['teacher_layer']}→{p['student_layer']}" for p in hints["pairs"])
     elif suggested.control:
         shown["hints.selector"] = suggested.control

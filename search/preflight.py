@@ -17,7 +17,7 @@ from ..distill.trainer import Recipe, Seeds, Trainer
 from ..models.candidates import Candidate, stage_ends
 from ..models.errors import InputError
 from ..models.zoo import ModelSpec, build_model
-from .layers import candidates_of
+from .layers import candidates_of, plan_pass
 from .places import sqlite_file
 from .preparation import study_data
 from .study import Study
@@ -134,13 +134,7 @@ def check_study(study: Study, tracking_uri: str, address: str | None) -> Checked
         _check_local_resources(study)
     splits = study_data(study)
     shapes = check_shapes(study, splits.classes, splits.image_shape)
-    images = min(study.layers.images, len(splits.train))
-    widest = max(candidate.channels for candidate in shapes.teacher)
-    if "r2_cca" in study.layers.metrics and images < 2 * widest:
-        raise InputError(
-            f"layers.metrics has r2_cca, which needs {2 * widest} images for the teacher's {widest} channels, but "
-            f"there are {images}; raise layers.images or data.train_fraction, or leave r2_cca out"
-        )
+    plan_pass(study, shapes.teacher, len(splits.train), splits.classes)
     return Checked(splits, shapes, find_teacher(study, splits) is not None)
 
 

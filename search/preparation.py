@@ -1,17 +1,23 @@
 """What every search stands on: the data, the teacher, its layers. Computed once, then cached."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
-from ..analysis.hint_selection import CONTROL_SELECTORS, HintSelection, select_control, select_hints
+from ..analysis.hint_selection import AUTO, CONTROL_SELECTORS, HintSelection, select_control, select_hints
 from ..analysis.layer_distances import LayerDistances
-from ..analysis.pairing import pair_hints
+from ..analysis.layer_statistics import Matrix
+from ..analysis.pairing import BY_SIMILARITY, pair_hints
+from ..analysis.stability import with_stability
 from ..distill.data import DataSplits, load_data
-from ..models.candidates import Candidate
-from .layers import Layers, cached_layers, candidates_of, compute_layers
+from ..models.candidates import Candidate, stage_ends
+from .layer_actors import count_actors
+from .layers import Layers, cached_layers, candidates_of, compute_layers, plan_pass
 from .places import cache_folder
 from .ray_session import ray_session
+from .similarity import cached_similarity, compute_similarity
 from .study import Study
 from .teacher import Teacher, find_teacher, student_spec, train_teacher
 from .view import View
@@ -26,12 +32,14 @@ class Preparation:
         teacher: ready to teach.
         layers: its candidates and their layer metrics.
         student: the student's candidates.
+        similarity: CKA [teacher's candidates, student's candidates] if a pairing reads it.
     """
 
     splits: DataSplits
     teacher: Teacher
     layers: Layers
     student: tuple[Candidate, ...]
+    similarity: Matrix | None = None
 
 
 def study_data(study: Study) -> DataSplits:
@@ -44,7 +52,7 @@ def prepare_teacher(study: Study, splits: DataSplits, view: View, address: str |
     teacher = find_teacher(study, splits)
     trained = teacher is None
     if teacher is None:
-        with ray_session(address), view.teacher_training(study.teacher.model) as on_epoch:
+        with ray_session(address), view.network_training(f"the teacher {study.teacher.model}") as on_epoch:
             teacher = train_teacher(study, splits, on_epoch)
     view.teacher(teacher, trained)
     return teacher
@@ -66,24 +74,79 @@ def prepare(study: Study, view: View, address: str | None = None, recompute: boo
     teacher = prepare_teacher(study, splits, view, address)
     layers = None if recompute else cached_layers(study, teacher, splits)
     if layers is None:
-        images = min(study.layers.images, len(splits.train))
-        with ray_session(address), view.layer_pass(images) as on_images:
-            layers = compute_layers(study, teacher, splits, on_images)
+        layers = _measured_layers(study, teacher, splits, view, address)
     student = candidates_of(student_spec(study, splits), splits.image_shape, study.student.candidates)
-    return Preparation(splits, teacher, layers, student)
+    preparation = Preparation(splits, teacher, layers, student)
+    if BY_SIMILARITY in study.space.hints.pairings:
+        preparation = with_similarity(preparation, study, view, address)
+    return preparation
 
 
-def choose_hints(
-    preparation: Preparation, seed: int, clusters: int, metrics: tuple[str, ...], selector: str
-) -> tuple[HintSelection, list[tuple[str, str]]]:
-    """Hint points by a selector or a control selector, and the (teacher layer, student layer) pairs they make."""
-    candidates = preparation.layers.candidates
-    if selector in CONTROL_SELECTORS:
-        selection = select_control(candidates, clusters, selector, np.random.default_rng(seed))
+def with_similarity(preparation: Preparation, study: Study, view: View, address: str | None = None) -> Preparation:
+    """The preparation with the similarities that `by_similarity` reads, from the cache or computed."""
+    splits, teacher = preparation.splits, preparation.teacher
+    similarity = cached_similarity(study, teacher, splits)
+    if similarity is None:
+        candidates = preparation.layers.candidates, preparation.student
+        images = min(study.layers.images, len(splits.train))
+        with (
+            ray_session(address),
+            view.network_training(f"the student {study.student.model} by logits alone") as on_epoch,
+            view.layer_pass("measuring teacher and student side by side", images) as progress,
+        ):
+            similarity = compute_similarity(study, teacher, splits, candidates, on_epoch, progress.on_images)
+    return replace(preparation, similarity=similarity)
+
+
+def _measured_layers(study: Study, teacher: Teacher, splits: DataSplits, view: View, address: str | None) -> Layers:
+    candidates = candidates_of(teacher.spec, splits.image_shape, study.layers.candidates)
+    layer_pass = plan_pass(study, candidates, len(splits.train), splits.classes)
+    with ray_session(address):
+        view.layer_plan(layer_pass, count_actors(study.layers.actors, len(layer_pass.plan.chunks)))
+        with view.layer_pass(
+            "measuring the teacher's layers", layer_pass.plan.images, study.layers.bootstraps
+        ) as progress:
+            return compute_layers(study, teacher, splits, layer_pass, progress.on_images, progress.on_bootstrap)
+
+
+@dataclass(frozen=True)
+class HintChoice:
+    """How hint points are chosen outside of a search.
+
+    Attributes:
+        clusters: how many, or "auto".
+        metrics: layer metrics to combine.
+        weights: of the metrics, 1 for one that is not in it.
+        selector: a selector or a control selector.
+        pairing: how they find their student layers.
+        seed: of the random control.
+    """
+
+    clusters: int | Literal["auto"]
+    metrics: tuple[str, ...]
+    weights: Mapping[str, float]
+    selector: str
+    pairing: str
+    seed: int
+
+
+def choose_hints(preparation: Preparation, choice: HintChoice) -> tuple[HintSelection, list[tuple[str, str]]]:
+    """Hint points with their stability, and the (teacher layer, student layer) pairs they make."""
+    candidates, distances = preparation.layers.candidates, preparation.layers.distances
+    if choice.selector in CONTROL_SELECTORS:
+        points = len(stage_ends(preparation.student)) if choice.clusters == AUTO else choice.clusters
+        selection = select_control(candidates, points, choice.selector, np.random.default_rng(choice.seed))
     else:
-        selection = select_hints(preparation.layers.distances, clusters, metrics, selector)
-    points = [candidates[index - 1] for index in selection.indices]
-    pairs = pair_hints(selector, points, len(candidates), preparation.student)
+        chosen = select_hints(distances, choice.clusters, choice.metrics, choice.selector, choice.weights or None)
+        selection = with_stability(distances, chosen)
+    pairs = pair_hints(
+        selection.selector,
+        [candidates[index - 1] for index in selection.indices],
+        len(candidates),
+        preparation.student,
+        choice.pairing,
+        preparation.similarity,
+    )
     return selection, [(point.path, layer.path) for point, layer in pairs]
 
 

@@ -8,7 +8,7 @@ import torch
 from mlflow.exceptions import MlflowException
 from torch import nn
 
-from ..analysis.pairing import pair_hints
+from ..analysis.pairing import BY_DEPTH, BY_SIMILARITY, pair_hints
 from ..distill.batches import DeviceImages
 from ..distill.data import DataSpec, DataSplits, load_data
 from ..distill.evaluation import evaluate
@@ -194,7 +194,10 @@ def _configuration(hints: HintFile, spec: ModelSpec, splits: DataSplits, repaire
     by_path = {candidate.path: candidate for candidate in teacher}
     points = [by_path[pair.teacher_layer] for pair in configuration.pairs]
     selector = hints.selection.selector if hints.selection else ""
-    layers = pair_hints(selector, points, len(teacher), candidates_of(spec, splits.image_shape))
+    # Similarities were measured with the exported student, and say nothing of another one.
+    pairing = hints.selection.pairing if hints.selection else BY_DEPTH
+    pairing = BY_DEPTH if pairing == BY_SIMILARITY else pairing
+    layers = pair_hints(selector, points, len(teacher), candidates_of(spec, splits.image_shape), pairing)
     pairs = [
         replace(pair, student_layer=layer.path) for pair, (_, layer) in zip(configuration.pairs, layers, strict=True)
     ]

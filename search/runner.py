@@ -15,6 +15,7 @@ import yaml
 from ray import tune
 from ray.tune.experiment import Trial
 
+from ..analysis.hint_selection import HintSelection
 from ..analysis.trials import SEARCH_FILE, SearchRecord, read_search
 from ..models.candidates import stage_ends
 from ..models.errors import InputError
@@ -22,8 +23,9 @@ from ..models.weights import save_weights
 from ..models.zoo import ModelSpec, own_factory_sha256
 from .events import Began, Extended, Prepared, Tracked
 from .export import export_hints, provenance
+from .figures import hint_figures, layer_figures, write_figures
 from .journal import SearchLog, read_journal
-from .layers import write_distances
+from .layers import Layers, write_distances
 from .live import LiveTable
 from .mlflow_logger import MlflowLogger
 from .places import JOURNAL_FILE, new_search_name, tracking_uri
@@ -42,6 +44,8 @@ from .view import View
 HINTS_FILE = "hints.yaml"
 OPTUNA_FILE = "optuna.db"
 DISTANCES_FILE = "distances.npz"
+# A folder of the search, and of its parent run.
+FIGURES = "figures"
 TEACHER_ARTIFACT = "teacher/teacher.safetensors"
 
 
@@ -182,7 +186,7 @@ def _see_through(log: SearchLog, study: Study, view: View, address: str | None) 
             sampler.save(log.path.parent / OPTUNA_FILE)
             if interrupted and not missing:
                 tracked.close(tracked.parent_run_id, "KILLED", {"outcome": "interrupted"})
-    return _conclude(log, tracked, interrupted, missing, len(preparation.splits.validation))
+    return _conclude(log, tracked, interrupted, missing, preparation)
 
 
 def _check_same_teacher(log: SearchLog, preparation: Preparation) -> None:
@@ -222,6 +226,8 @@ def _tracked_search(log: SearchLog, study: Study, preparation: Preparation) -> T
         }
     )
     tracked.add_file(folder / DISTANCES_FILE, "layers")
+    for picture in write_figures(folder / FIGURES, layer_figures(preparation.layers)):
+        tracked.add_file(picture, FIGURES)
     with TemporaryDirectory() as temporary:
         weights = Path(temporary) / Path(TEACHER_ARTIFACT).name
         save_weights(weights, preparation.teacher.weights)
@@ -273,8 +279,7 @@ def _run_tune(
     """Runs the trials that are left in a Tune experiment of their own; returns early on Ctrl-C."""
     context = TrialContext(
         student=student_spec(study, preparation.splits),
-        teacher=preparation.teacher.spec,
-        teacher_weights=preparation.teacher.arrays(),
+        teacher=preparation.teacher.trained(),
         splits=preparation.splits,
         recipe=study.recipe.recipe(),
         rungs=study.budget.rungs,
@@ -288,6 +293,8 @@ def _run_tune(
         preparation.layers.distances,
         study.space.loss.logit,
         study.seed,
+        study.space.hints.metric_weights,
+        preparation.similarity,
     )
     storage = log.path.parent / "tune"
     experiment = 1 + sum(1 for _ in storage.iterdir()) if storage.is_dir() else 1
@@ -344,7 +351,7 @@ def trial_directory(trial: Trial) -> str:
 
 
 def _conclude(
-    log: SearchLog, tracked: TrackedSearch, interrupted: bool, missing: int, validation_images: int
+    log: SearchLog, tracked: TrackedSearch, interrupted: bool, missing: int, preparation: Preparation
 ) -> SearchResult:
     began, folder = log.history.began, log.path.parent
     assert began is not None
@@ -352,12 +359,25 @@ def _conclude(
     record = None if missing else read_search(tracked.client, began.name)
     hints: Path | None = None
     if record is not None and not interrupted:
-        if record.winner():
+        winner = record.winner()
+        if winner:
             hints = folder / HINTS_FILE
             export_hints(tracked.client, record, hints)
             tracked.add_file(hints, "")
+            for picture in _winner_figures(log, winner.number, preparation.layers):
+                tracked.add_file(picture, FIGURES)
         tracked.close(tracked.parent_run_id, "FINISHED", {"outcome": "completed"})
-    return SearchResult(began.name, folder, began.tracking_uri, record, hints, interrupted, validation_images, missing)
+    images = len(preparation.splits.validation)
+    return SearchResult(began.name, folder, began.tracking_uri, record, hints, interrupted, images, missing)
+
+
+def _winner_figures(log: SearchLog, number: int, layers: Layers) -> list[Path]:
+    """The pictures of the winner's hint points; none if it has no hints."""
+    chosen = log.history.trials[number].suggested.selection
+    if not chosen:
+        return []
+    selection = HintSelection.from_dict(chosen)
+    return write_figures(log.path.parent / FIGURES, hint_figures(layers, selection))
 
 
 def _announcement(name: str, study: Study, cost: Estimate) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import optuna
 from optuna.distributions import distribution_to_json
 
+from ..analysis.hint_selection import AUTO
 from ..distill.seeding import derived_seed
 from ..models.files import replacing
 from .events import Event, Finished, Reported, Suggested
@@ -129,11 +130,13 @@ def suggest_parameters(
     """
     parameters: Parameters = {}
     if not control:
-        parameters["hints.clusters"] = trial.suggest_int(
-            "hints.clusters", space.hints.clusters.low, space.hints.clusters.high
+        clusters = space.hints.clusters
+        parameters["hints.clusters"] = (
+            AUTO if clusters.auto else trial.suggest_int("hints.clusters", clusters.low, clusters.high)
         )
         parameters["hints.metrics"] = ",".join(_metric_subset(trial, space.hints.metrics))
         parameters["hints.selector"] = _choice(trial, "hints.selector", space.hints.selectors)
+        parameters["hints.pairing"] = _choice(trial, "hints.pairing", space.hints.pairings)
     elif control not in (NO_DISTILLATION, KD_ONLY):
         parameters |= {"hints.clusters": control_clusters, "hints.metrics": "", "hints.selector": control}
     if "hints.selector" in parameters:

@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from ..analysis.hint_selection import CONTROL_SELECTORS, SELECTORS
-from ..analysis.layer_metrics import check_metric
+from ..analysis.hint_selection import AUTO, CONTROL_SELECTORS, HIGHEST_AUTOMATIC, SELECTORS
+from ..analysis.layer_metrics import ALL_METRICS, check_metric, metric_names
+from ..analysis.pairing import PAIRINGS
 from ..distill.data import DataSpec, check_data_name
 from ..distill.losses import HINT_LOSSES, LOGIT_LOSSES
 from ..distill.trainer import Recipe
@@ -68,10 +69,17 @@ Names = Annotated[tuple[str, ...], AfterValidator(_distinct), Field(min_length=1
 PathText = Annotated[str, AfterValidator(_absolute)]
 MetricName = Annotated[str, _checked(check_metric)]
 SelectorName = Annotated[str, _checked(SELECTORS.entry)]
+PairingName = Annotated[str, _checked(PAIRINGS.entry)]
 HintLossName = Annotated[str, _checked(HINT_LOSSES.entry)]
 LogitLossName = Annotated[str, _checked(LOGIT_LOSSES.entry)]
 ControlName = Annotated[str, _one_of("control arm", CONTROL_ARMS)]
 ObjectiveName = Annotated[str, _one_of("objective", OBJECTIVES)]
+Metrics = Annotated[
+    tuple[MetricName, ...],
+    BeforeValidator(lambda value: metric_names() if value == ALL_METRICS else value),
+    AfterValidator(_distinct),
+    Field(min_length=1),
+]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -137,18 +145,27 @@ class TeacherSection(ModelSection):
 
 
 class LayersSection(Section):
-    """What is measured of the teacher's layers, and on how much."""
+    """What is measured of the teacher's layers, and on how much.
 
-    metrics: Annotated[tuple[MetricName, ...], AfterValidator(_distinct), Field(min_length=1)] = (
-        "r2_cca",
-        "cka_linear",
-        "effective_rank",
-        "class_separation",
-    )
+    Attributes:
+        metrics: layer metrics, or `all`.
+        images: the most training images that are read.
+        chunk: images an actor reads in one call; also the minibatch of Gram metrics.
+        batch: images of a forward pass; None: 64 on a CPU, a whole chunk on a GPU.
+        actors: how many read at once; None: one a GPU, else one a CPU.
+        candidates: module paths or patterns such as `layer*.?`; None: the outputs of repeated blocks.
+        memory_gb: what the sums may take in an actor, and on the driver; wide layers are projected to fit.
+        bootstraps: redrawings of the image groups, for the stability of hint points; 0: none.
+    """
+
+    metrics: Metrics = ("r2_cca", "cka_linear", "effective_rank", "class_separation")
     images: Annotated[int, Field(ge=2)] = 10_000
     chunk: Annotated[int, Field(ge=1)] = 256
+    batch: Annotated[int, Field(ge=1)] | None = None
     actors: Annotated[int, Field(ge=1)] | None = None
     candidates: Names | None = None
+    memory_gb: Annotated[float, Field(gt=0)] = 4
+    bootstraps: Annotated[int, Field(ge=0)] = 20
 
 
 class Range(Section):
@@ -202,14 +219,17 @@ class PositiveRange(Range):
 
 
 class ClusterRange(Section):
-    """How many hint points are searched."""
+    """How many hint points there are: searched, or for `auto` the number with the best silhouette."""
 
     low: Annotated[int, Field(ge=1)]
     high: Annotated[int, Field(ge=1)]
+    auto: bool = False
 
     @model_validator(mode="before")
     @classmethod
     def _number_or_ends(cls, value: Any) -> Any:
+        if value == AUTO:
+            return {"low": 2, "high": HIGHEST_AUTOMATIC, "auto": True}
         return {"low": value, "high": value} if isinstance(value, int) and not isinstance(value, bool) else value
 
     @model_validator(mode="after")
@@ -220,17 +240,27 @@ class ClusterRange(Section):
 
 
 class HintSpace(Section):
-    """Where the hint points come from."""
+    """Where the hint points come from, and how they are paired.
+
+    Attributes:
+        clusters: number of hint points.
+        metrics: layer metrics of which subsets are combined; `layers.metrics` has to measure them.
+        metric_weights: of a metric in a combination, 1 if it is not given.
+        selectors: how the candidates are clustered.
+        pairings: how hint points find their student layers.
+    """
 
     clusters: ClusterRange = ClusterRange(low=1, high=5)
     metrics: Annotated[tuple[MetricName, ...], AfterValidator(_distinct), Field(min_length=1)] = (
         "r2_cca",
         "cka_linear",
     )
+    metric_weights: dict[MetricName, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     selectors: Annotated[tuple[SelectorName, ...], AfterValidator(_distinct), Field(min_length=1)] = (
         "paper_kmeans",
         "kmedoids",
     )
+    pairings: Annotated[tuple[PairingName, ...], AfterValidator(_distinct), Field(min_length=1)] = ("by_depth",)
 
 
 class LossSpace(Section):
@@ -347,6 +377,12 @@ class Study(Section):
                 raise InputError(
                     f"space.hints.metrics has {metric!r}, which layers.metrics does not measure; "
                     f"add it there ({', '.join(self.layers.metrics)})"
+                )
+        for metric in self.space.hints.metric_weights:
+            if metric not in self.space.hints.metrics:
+                raise InputError(
+                    f"space.hints.metric_weights has {metric!r}, which is not in space.hints.metrics; "
+                    f"{nearest(metric, self.space.hints.metrics)}"
                 )
         if self.space.weight.classification.high == 0 or self.space.weight.classification.optional:
             raise InputError(

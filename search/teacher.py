@@ -2,26 +2,24 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import ray
 import torch
-from numpy.typing import NDArray
 
 from ..distill.batches import DeviceImages
 from ..distill.data import DataSplits, ImageSet
 from ..distill.evaluation import evaluate
 from ..distill.threads import torch_threads
-from ..distill.trainer import EpochResult, Recipe, Seeds, Trainer
+from ..distill.trainer import Seeds
 from ..models.errors import InputError
 from ..models.files import replacing
 from ..models.weights import StateDict, apply_weights, read_weights, save_weights, weights_sha256
 from ..models.zoo import ModelSpec, build_model
+from .networks import TrainedNetwork
 from .places import cache_folder, cached_teacher_path
 from .study import Study
+from .training import OnEpoch, TrainingTask, train_on_cluster
 
 # Part of the cache key: a teacher of an older trainer is another teacher.
 TRAINING_VERSION = 1
@@ -46,9 +44,9 @@ class Teacher:
     path: Path
     val_accuracy: float
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """The weights as arrays, for Ray's object store."""
-        return {name: tensor.numpy() for name, tensor in self.weights.items()}
+    def trained(self) -> TrainedNetwork:
+        """The network as it travels to other processes."""
+        return TrainedNetwork(self.spec, {name: tensor.numpy() for name, tensor in self.weights.items()})
 
     def network(self) -> torch.nn.Module:
         """The network with its weights, in eval mode."""
@@ -84,9 +82,7 @@ def find_teacher(study: Study, splits: DataSplits) -> Teacher | None:
     return _ready(study, read_weights(path), path, splits) if path.is_file() else None
 
 
-def train_teacher(
-    study: Study, splits: DataSplits, on_epoch: Callable[[EpochResult, int], None] | None = None
-) -> Teacher:
+def train_teacher(study: Study, splits: DataSplits, on_epoch: OnEpoch | None = None) -> Teacher:
     """Trains the study's teacher on the cluster and puts it into the cache; Ray must be running.
 
     Args:
@@ -99,35 +95,14 @@ def train_teacher(
     """
     spec = teacher_spec(study, splits)
     epochs = study.teacher.recipe.epochs
-    # Asked for even where there is none yet: a cluster that scales from zero starts a worker for it.
-    gpus = 1.0 if study.resources.gpus_per_trial else min(1.0, float(ray.cluster_resources().get("GPU", 0)))
-    cpus = study.resources.cpus_per_trial
-    # Typed Any: Ray's types know no streaming generators.
-    remote: Any = ray.remote(_train).options(num_cpus=cpus, num_gpus=gpus, num_returns="streaming")
-    seeds = Seeds(study.seed, study.seed)
-    weights: StateDict = {}
-    for reference in remote.remote(spec, ray.put(splits), study.teacher.recipe.recipe(), epochs, seeds, cpus, gpus > 0):
-        item = ray.get(reference)
-        if isinstance(item, EpochResult):
-            if on_epoch:
-                on_epoch(item, epochs)
-        else:
-            weights = {name: torch.from_numpy(array.copy()) for name, array in item.items()}
+    task = TrainingTask(spec, study.teacher.recipe.recipe(), (epochs,), Seeds(study.seed, study.seed))
+    weights = train_on_cluster(task, splits, study.resources, on_epoch)
     path = cached_teacher_path(weights_sha256(weights))
     teacher = _ready(study, weights, path, splits)
     save_weights(path, weights)
     with replacing(_cache_index(study, spec, splits)) as temporary:
         temporary.write_text(json.dumps({"sha256": teacher.sha256, "val_accuracy": teacher.val_accuracy}))
     return teacher
-
-
-def _train(
-    spec: ModelSpec, splits: DataSplits, recipe: Recipe, epochs: int, seeds: Seeds, threads: int, on_gpu: bool
-) -> Iterator[EpochResult | dict[str, NDArray[Any]]]:
-    torch.set_num_threads(threads)
-    trainer = Trainer(spec, splits, recipe, (epochs,), seeds, device="cuda" if on_gpu else "cpu")
-    yield from trainer.epochs()
-    yield {name: tensor.cpu().numpy() for name, tensor in trainer.student.state_dict().items()}
 
 
 def _ready(study: Study, weights: StateDict, path: Path, splits: DataSplits) -> Teacher:

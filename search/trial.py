@@ -1,7 +1,7 @@
 """One trial: from a suggestion to a hint configuration on the driver, and its training on a worker."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
@@ -9,21 +9,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from ray import tune
 
 from ..analysis.hint_selection import HintSelection, select_control, select_hints
 from ..analysis.layer_distances import LayerDistances
-from ..analysis.pairing import pair_hints
+from ..analysis.layer_statistics import Matrix
+from ..analysis.pairing import BY_DEPTH, pair_hints
+from ..analysis.stability import with_stability
 from ..distill.data import DataSplits
 from ..distill.hint_configuration import HintConfiguration, HintPair
 from ..distill.seeding import derived_seed
 from ..distill.trainer import NonFiniteLossError, Recipe, Seeds, Trainer
 from ..models.candidates import Candidate
 from ..models.errors import InputError
-from ..models.weights import apply_weights
-from ..models.zoo import ModelSpec, build_model
+from ..models.zoo import ModelSpec
 from .events import Suggested
+from .networks import TrainedNetwork
 
 CHECKPOINT_FILE = "training.pt"
 
@@ -38,6 +39,8 @@ class HintResolver:
         distances: the teacher's layer metrics.
         logit_loss: name of the logit loss.
         seed: of the study, for the random control.
+        metric_weights: of layer metrics in a combination, 1 for one that is not in it.
+        similarity: [teacher's candidates, student's candidates] for the pairing that reads it.
     """
 
     teacher: tuple[Candidate, ...]
@@ -45,6 +48,8 @@ class HintResolver:
     distances: LayerDistances
     logit_loss: str
     seed: int
+    metric_weights: Mapping[str, float] = field(default_factory=dict)
+    similarity: Matrix | None = None
 
     def resolve(
         self, number: int, control: str, parameters: Mapping[str, Any]
@@ -71,7 +76,11 @@ class HintResolver:
             return None
         clusters, selector = parameters["hints.clusters"], parameters["hints.selector"]
         if not control:
-            return select_hints(self.distances, clusters, parameters["hints.metrics"].split(","), selector)
+            metrics = parameters["hints.metrics"].split(",")
+            weights = {name: weight for name, weight in self.metric_weights.items() if name in metrics}
+            return with_stability(
+                self.distances, select_hints(self.distances, clusters, metrics, selector, weights or None)
+            )
         rng = np.random.default_rng(derived_seed("control", self.seed, number))
         return select_control(self.teacher, clusters, selector, rng)
 
@@ -79,7 +88,14 @@ class HintResolver:
         points = [self.teacher[index - 1] for index in selection.indices]
         return tuple(
             HintPair(point.path, layer.path, parameters["loss.hint"], parameters["weight.hint"])
-            for point, layer in pair_hints(selection.selector, points, len(self.teacher), self.student)
+            for point, layer in pair_hints(
+                selection.selector,
+                points,
+                len(self.teacher),
+                self.student,
+                parameters.get("hints.pairing", BY_DEPTH),
+                self.similarity,
+            )
         )
 
 
@@ -90,7 +106,6 @@ class TrialContext:
     Attributes:
         student: the network to train.
         teacher: the network to learn from.
-        teacher_weights: its state dict as arrays.
         splits: training and validation images, never test.
         recipe: of the student, but for the learning rate.
         rungs: epochs at which a rung ends.
@@ -100,8 +115,7 @@ class TrialContext:
     """
 
     student: ModelSpec
-    teacher: ModelSpec
-    teacher_weights: dict[str, NDArray[Any]]
+    teacher: TrainedNetwork
     splits: DataSplits
     recipe: Recipe
     rungs: tuple[int, ...]
@@ -148,7 +162,7 @@ def _train(config: dict[str, Any], context: TrialContext) -> None:
         context.rungs,
         Seeds(config["data_seed"], config["init_seed"]),
         hints=hints,
-        teacher=_teacher(context) if hints.needs_teacher else None,
+        teacher=context.teacher.build() if hints.needs_teacher else None,
         device=context.device,
     )
     if config["checkpoint"]:
@@ -168,11 +182,3 @@ def _train(config: dict[str, Any], context: TrialContext) -> None:
             trainer.save_checkpoint(Path(folder) / CHECKPOINT_FILE)
             tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
         saved = monotonic()
-
-
-def _teacher(context: TrialContext) -> torch.nn.Module:
-    teacher = build_model(context.teacher)
-    # A copy: the arrays in the object store are read-only, and batch norm's counters would be written to.
-    state = {name: torch.from_numpy(array.copy()) for name, array in context.teacher_weights.items()}
-    apply_weights(teacher, state, context.teacher.name)
-    return teacher

@@ -2,10 +2,12 @@
 
 import json
 import math
+import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,27 @@ from rich.table import Table
 from ..analysis.hint_selection import HintSelection
 from ..analysis.trials import SearchRecord, TrialRow
 from ..distill.trainer import EpochResult, Seeds
+from ..models.candidates import Candidate
 from .export import HintFile, load_hints
-from .layers import Layers
+from .layers import LayerPass, Layers
 from .retrain import RetrainedStudent
 from .teacher import Teacher
 
 # Tables are wider than the 80 columns that a pipe or a log file is taken to have.
 WIDTH_WITHOUT_TERMINAL = 150
+
+
+@dataclass(frozen=True)
+class LayerProgress:
+    """Where a layer pass reports to.
+
+    Attributes:
+        on_images: takes the number of images done so far.
+        on_bootstrap: takes the number of bootstraps done so far.
+    """
+
+    on_images: Callable[[int], None]
+    on_bootstrap: Callable[[int], None]
 
 
 class View:
@@ -48,22 +64,42 @@ class View:
             print(json.dumps(content, default=str))
 
     @contextmanager
-    def teacher_training(self, name: str) -> Iterator[Callable[[EpochResult, int], None]]:
-        """A progress bar over the teacher's epochs."""
+    def network_training(self, what: str) -> Iterator[Callable[[EpochResult, int], None]]:
+        """A progress bar over the epochs of a network that is trained before the search."""
         with self._progress("epochs") as progress:
-            task = progress.add_task(f"training the teacher {name}", total=None)
+            task = progress.add_task(f"training {what}", total=None)
 
             def on_epoch(result: EpochResult, epochs: int) -> None:
                 progress.update(task, completed=result.epoch, total=epochs)
 
             yield on_epoch
 
+    def layer_plan(self, layer_pass: LayerPass, actors: int) -> None:
+        """What the layer pass will read and take, before it starts."""
+        columns, memory = layer_pass.columns, layer_pass.memory
+        self.say(
+            f"Measuring {len(columns.channels)} layers with {sum(columns.channels):,} pooled channels on "
+            f"{layer_pass.plan.images:,} images in {len(layer_pass.plan.chunks)} chunks; beside the network, each of "
+            f"{actors} actors takes about {_size(memory.actor)}, this process {_size(memory.driver)}."
+        )
+        if columns.projected:
+            self.say(
+                f"To stay within layers.memory_gb, {columns.projected} layers are projected at random (seed "
+                f"{columns.seed}) to {max(columns.widths)} columns: inner products keep a relative error of about "
+                f"{max(columns.widths) ** -0.5:.1%}, and no rank exceeds {max(columns.widths)}."
+            )
+
     @contextmanager
-    def layer_pass(self, images: int) -> Iterator[Callable[[int], None]]:
-        """A progress bar over the images of the layer pass."""
-        with self._progress("images") as progress:
-            task = progress.add_task("measuring the teacher's layers", total=images)
-            yield lambda done: progress.update(task, completed=done)
+    def layer_pass(self, what: str, images: int, bootstraps: int = 0) -> Iterator[LayerProgress]:
+        """A progress bar over the images of a layer pass, then over the bootstraps of its metrics."""
+        with self._progress("") as progress:
+            reading = progress.add_task(what, total=images, unit="images")
+            drawing = progress.add_task("drawing image groups again", total=bootstraps, unit="times", visible=False)
+
+            def on_bootstrap(done: int) -> None:
+                progress.update(drawing, completed=done, visible=True)
+
+            yield LayerProgress(lambda done: progress.update(reading, completed=done), on_bootstrap)
 
     def teacher(self, teacher: Teacher, trained: bool) -> None:
         """The teacher's accuracy and where its weights lie."""
@@ -74,41 +110,72 @@ class View:
         )
 
     def layers(self, layers: Layers) -> None:
-        """One row a candidate: shape, cost, scores, distance to the next."""
-        distances = layers.distances
-        pairwise = [name for name in distances.distances if name not in distances.scores]
-        table = Table(title=f"Candidate layers of the teacher, measured on {distances.images} images")
-        for column in ("#", "layer", "channels", "size", "multiply-adds", *distances.scores):
-            table.add_column(column, justify="left" if column == "layer" else "right")
-        for name in pairwise:
-            table.add_column(f"{name} to next", justify="right")
-        for position, candidate in enumerate(layers.candidates):
-            following = position + 1
-            steps = [
-                f"{distances.distances[name][position, following]:.3f}" if following < len(layers.candidates) else ""
-                for name in pairwise
-            ]
-            table.add_row(
-                str(candidate.index),
-                candidate.path,
-                str(candidate.channels),
-                f"{candidate.height}×{candidate.width}",
-                f"{candidate.multiply_adds:,}",
-                *(f"{values[position]:.3f}" for values in distances.scores.values()),
-                *steps,
-            )
+        """Tables with a row a candidate: shape, cost and scores; distances to the next one."""
+        distances, candidates = layers.distances, layers.candidates
+        shapes = {
+            "channels": [str(candidate.channels) for candidate in candidates],
+            "size": [f"{candidate.height}×{candidate.width}" for candidate in candidates],
+            "multiply-adds": [f"{candidate.multiply_adds:,}" for candidate in candidates],
+        }
+        scores = {name: [f"{value:.3f}" for value in values] for name, values in distances.scores.items()}
+        steps = {
+            name: [f"{matrix[place, place + 1]:.3f}" for place in range(len(candidates) - 1)]
+            for name, matrix in distances.distances.items()
+            if name not in scores
+        }
+        self._by_layer(
+            f"Candidate layers of the teacher, measured on {distances.images:,} images", candidates, shapes | scores
+        )
+        if steps and len(candidates) > 1:
+            self._by_layer("Distance of each layer to the next", candidates[:-1], steps)
+
+    def _by_layer(self, title: str, candidates: Sequence[Candidate], columns: Mapping[str, Sequence[str]]) -> None:
+        """One row a candidate; as many tables as the columns need."""
+        taken = 12 + max(len(candidate.path) for candidate in candidates)
+        part: dict[str, Sequence[str]] = {}
+        for name, cells in columns.items():
+            width = sum(_column_width(*column) for column in part.items()) + _column_width(name, cells)
+            if part and taken + width > self.console.width:
+                self._table_by_layer(title, candidates, part)
+                part = {}
+            part[name] = cells
+        self._table_by_layer(title, candidates, part)
+
+    def _table_by_layer(
+        self, title: str, candidates: Sequence[Candidate], columns: Mapping[str, Sequence[str]]
+    ) -> None:
+        table = Table(title=title)
+        table.add_column("#", justify="right")
+        table.add_column("layer")
+        for column in columns:
+            table.add_column(column, justify="right")
+        for candidate, *cells in zip(candidates, *columns.values(), strict=True):
+            table.add_row(str(candidate.index), candidate.path, *cells)
         self.console.print(table)
 
-    def selection(self, selection: HintSelection, pairs: Sequence[tuple[str, str]]) -> None:
+    def selection(self, selection: HintSelection, pairs: Sequence[tuple[str, str]], pairing: str) -> None:
         """The chosen hint points, the candidates each stands for, and the student layers they are paired with."""
-        how = f"{selection.selector} on {', '.join(selection.metrics)}" if selection.metrics else selection.selector
-        table = Table(title=f"Hint points by {how}")
+        weights = [f"={weight:g}" for weight in selection.weights] or [""] * len(selection.metrics)
+        metrics = ", ".join(name + weight for name, weight in zip(selection.metrics, weights, strict=True))
+        how = f"{selection.selector} on {metrics}" if metrics else selection.selector
+        table = Table(title=f"Hint points by {how}; paired {pairing}")
         for column in ("hint point", "#", "stands for", "student layer"):
             table.add_column(column)
         rows = zip(selection.points, selection.indices, selection.clusters, pairs, strict=True)
         for point, index, members, (_, student) in rows:
-            table.add_row(point, str(index), ", ".join(map(str, members)), student)
+            table.add_row(point, str(index), _ranges(members), student)
         self.console.print(table)
+        told = []
+        if selection.silhouette is not None:
+            told.append(f"medoid silhouette {selection.silhouette:.3f}")
+        if selection.stability is not None:
+            told.append(f"stability {selection.stability:.3f} (adjusted Rand index over bootstraps of the images)")
+        if told:
+            self.say(", ".join(told))
+
+    def figures(self, paths: Sequence[Path]) -> None:
+        """Where pictures were written."""
+        self.say("Pictures: " + ", ".join(os.path.relpath(path) for path in paths))
 
     def leaderboard(self, record: SearchRecord, trials: Sequence[TrialRow] | None = None) -> None:
         """Completed trials best first, control arms marked; then how the others ended."""
@@ -210,7 +277,8 @@ class View:
         table = Table(title=title)
         columns = list(dict.fromkeys(key for entry in entries for key in entry))
         for column in columns:
-            table.add_column(column)
+            # A name is there to be copied.
+            table.add_column(column, min_width=max(len(e["name"]) for e in entries) if column == "name" else None)
         for entry in entries:
             table.add_row(*(entry.get(column, "") for column in columns))
         self.console.print(table)
@@ -220,7 +288,7 @@ class View:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn(unit),
+            TextColumn(unit or "{task.fields[unit]}"),
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
@@ -244,6 +312,26 @@ def trial_cells(arm: str, control: str, parameters: Mapping[str, Any]) -> tuple[
         _short(parameters.get("weight.logit")),
         _short(parameters.get("temperature")),
     )
+
+
+def _column_width(name: str, cells: Sequence[str]) -> int:
+    return 3 + max(len(text) for text in (name, *cells))
+
+
+def _ranges(members: Sequence[int]) -> str:
+    """1-based indices with runs shortened: 1–4, 6."""
+    runs: list[list[int]] = []
+    for member in sorted(members):
+        if runs and member == runs[-1][-1] + 1:
+            runs[-1].append(member)
+        else:
+            runs.append([member])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
+
+
+def _size(size: int) -> str:
+    """Bytes as a person reads them."""
+    return f"{size / 1e6:.0f} MB" if size < 1e9 else f"{size / 1e9:.1f} GB"
 
 
 def _short(value: Any) -> str:

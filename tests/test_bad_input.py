@@ -46,7 +46,37 @@ CASES = {
     ),
     "too few images for r2_cca": (
         ["search", "digits", "--set", "layers.images=100"],
-        "needs 128 images for the teacher's 64 channels, but there are 100",
+        "r2_cca needs at least 128 images for layers of 64 channels, but there are 100",
+    ),
+    "hints with clusters that are no number": (
+        ["hints", "digits", "--clusters", "many"],
+        "--clusters is 'many', but must be a number or auto",
+    ),
+    "hints with a weight that is no number": (
+        ["hints", "digits", "--clusters", "2", "--metrics", "r2_cca=x"],
+        "--metrics has 'r2_cca=x', but a weight must be a number; write r2_cca=2",
+    ),
+    "hints with a weight of 0": (
+        ["hints", "digits", "--clusters", "2", "--metrics", "r2_cca=0,cka_linear"],
+        "the weight of the layer metric 'r2_cca' is 0, but must be above 0; leave it out",
+    ),
+    "hints with an unknown pairing": (
+        ["hints", "digits", "--clusters", "2", "--pairing", "by_dept"],
+        "unknown pairing 'by_dept'; did you mean 'by_depth'?",
+    ),
+    "pictures in a file": (["layers", "digits", "--output", "study.yaml"], "is a file; name a folder"),
+    "an unknown pairing": (["search", "digits", "--set", "space.hints.pairings=[depth]"], "unknown pairing 'depth'"),
+    "a weight of a metric that is not combined": (
+        ["check", "digits", "--set", "space.hints.metric_weights={rsa: 2}"],
+        "space.hints.metric_weights has 'rsa', which is not in space.hints.metrics",
+    ),
+    "candidates that no pattern matches": (
+        ["check", "digits", "--dry-run", "--set", "layers.candidates=[layr*.?]"],
+        "layr*.?",
+    ),
+    "sums that do not fit": (
+        ["check", "digits", "--set", "layers.memory_gb=1e-6"],
+        "layers.memory_gb is 1e-06, but the sums of 9 candidates and 10 classes take at least",
     ),
     "too many CPUs": (["search", "digits", "--set", "resources.cpus_per_trial=4096"], "but this machine has"),
     "a checkpoint that is not there": (

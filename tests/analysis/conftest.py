@@ -1,37 +1,10 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-import numpy as np
 import pytest
-from hintsearch.analysis.layer_statistics import LayerSums, Matrix, sums_of_rows
 from hintsearch.models.candidates import Candidate, list_candidates
 from hintsearch.models.zoo import ModelSpec, build_model
 from hintsearch.search.tracking import connect
 from mlflow.tracking import MlflowClient
-from numpy.typing import NDArray
-
-SumsOf = Callable[..., LayerSums]
-
-
-@pytest.fixture(scope="session")
-def rows_of() -> Callable[..., Matrix]:
-    """Rows in the column order of `LayerSums`: features of each layer, their squared norms, one-hot labels."""
-
-    def make(layers: Sequence[Matrix], labels: NDArray[np.int64], classes: int) -> Matrix:
-        norms = [np.square(layer).sum(axis=1, keepdims=True) for layer in layers]
-        return np.concatenate([*layers, *norms, np.eye(classes)[labels]], axis=1)
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def sums_of(rows_of: Callable[..., Matrix]) -> SumsOf:
-    """Sums over features of layers [N, C_l]; two alternating classes if no labels are given."""
-
-    def make(layers: Sequence[Matrix], labels: NDArray[np.int64] | None = None, classes: int = 2) -> LayerSums:
-        given = np.arange(len(layers[0])) % classes if labels is None else labels
-        return sums_of_rows(rows_of(layers, given, classes), tuple(layer.shape[1] for layer in layers), classes)
-
-    return make
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,20 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
-from hintsearch.analysis.hint_selection import CONTROL_SELECTORS, SELECTORS, select_control, select_hints
+from hintsearch.analysis.clustering import Clustering
+from hintsearch.analysis.hint_selection import (
+    CONTROL_SELECTORS,
+    HIGHEST_AUTOMATIC,
+    SELECTORS,
+    select_control,
+    select_hints,
+    silhouettes,
+)
 from hintsearch.analysis.layer_distances import LayerDistances
+from hintsearch.analysis.silhouette import choose_clusters, medoid_silhouette
 from hintsearch.models.candidates import Candidate
 from hintsearch.models.errors import InputError
+from hintsearch.models.registry import Entry
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -62,6 +72,120 @@ def test_selection_follows_the_metric_that_is_asked_for() -> None:
     layers = LayerDistances(tuple("abcd"), {"r2_cca": first, "cka_linear": second}, {}, 100)
     assert (1, 2) in select_hints(layers, 3, ["r2_cca"], "kmedoids").clusters
     assert (3, 4) in select_hints(layers, 3, ["cka_linear"], "kmedoids").clusters
+
+
+def grouped(*sizes: int) -> LayerDistances:
+    """Layers of one metric, near each other within groups of so many."""
+    group = np.repeat(np.arange(len(sizes)), sizes)
+    distances = np.where(group[:, None] == group[None, :], 0.1, 1.0) - 0.1 * np.eye(len(group))
+    return LayerDistances(tuple(f"layer{i}" for i in range(len(group))), {"r2_cca": distances}, {}, 100)
+
+
+def test_five_selectors_are_registered() -> None:
+    assert SELECTORS.names() == ("paper_kmeans", "kmedoids", "contiguous", "agglomerative", "spectral")
+
+
+@pytest.mark.parametrize("entry", list(SELECTORS), ids=lambda entry: entry.name)
+def test_selector_declares_its_kind_its_centre_and_its_source(entry: Entry[object]) -> None:
+    assert entry.facts["kind"] == "clustering"
+    assert entry.facts["centre"]
+    assert any(character.isdigit() for character in entry.source)  # a year
+
+
+@pytest.mark.parametrize("selector", SELECTORS.names())
+@pytest.mark.parametrize("clusters", [1, 2, 5, 9])
+def test_selection_is_the_selector_s_clustering_of_the_combined_distances(selector: str, clusters: int) -> None:
+    layers, weights = random_layers(3), {"r2_cca": 3.0}
+    metrics = ["cka_linear", "r2_cca"]
+    found = SELECTORS.get(selector)(layers.combined(metrics, weights), clusters)
+    selection = select_hints(layers, clusters, metrics, selector, weights)
+    assert selection.indices == tuple(centre + 1 for centre in found.centres)
+    assert selection.clusters == tuple(tuple(member + 1 for member in own) for own in found.members)
+
+
+@pytest.mark.parametrize("selector", SELECTORS.names())
+def test_selection_has_the_silhouette_of_its_clusters(selector: str) -> None:
+    layers = random_layers(5)
+    selection = select_hints(layers, 3, ["r2_cca", "cka_linear"], selector)
+    clustering = Clustering(
+        tuple(index - 1 for index in selection.indices),
+        tuple(tuple(index - 1 for index in own) for own in selection.clusters),
+    )
+    assert selection.silhouette == medoid_silhouette(layers.combined(["r2_cca", "cka_linear"]), clustering)
+
+
+def test_selection_of_one_cluster_has_no_silhouette() -> None:
+    assert select_hints(random_layers(0), 1, ["r2_cca"], "kmedoids").silhouette is None
+
+
+def test_selection_does_not_compute_its_stability() -> None:
+    assert select_hints(random_layers(0), 3, ["r2_cca"], "kmedoids").stability is None
+
+
+def test_weights_are_kept_in_the_order_of_the_metrics() -> None:
+    selection = select_hints(random_layers(0), 3, ["cka_linear", "r2_cca"], "kmedoids", {"r2_cca": 2.5})
+    assert selection.weights == (1.0, 2.5)
+
+
+@pytest.mark.parametrize("weights", [None, {}])
+def test_selection_without_weights_keeps_none(weights: dict[str, float] | None) -> None:
+    assert select_hints(random_layers(0), 3, ["r2_cca"], "kmedoids", weights).weights == ()
+
+
+def test_heavier_metric_decides() -> None:
+    far = np.ones((4, 4)) - np.eye(4)
+    first, second = far.copy(), far.copy()
+    first[0, 1] = first[1, 0] = 0.1
+    second[2, 3] = second[3, 2] = 0.1
+    layers = LayerDistances(tuple("abcd"), {"r2_cca": first, "cka_linear": second}, {}, 100)
+    metrics = ["r2_cca", "cka_linear"]
+    assert (1, 2) in select_hints(layers, 3, metrics, "kmedoids", {"r2_cca": 9.0}).clusters
+    assert (3, 4) in select_hints(layers, 3, metrics, "kmedoids", {"cka_linear": 9.0}).clusters
+
+
+@pytest.mark.parametrize("selector", SELECTORS.names())
+@pytest.mark.parametrize("sizes", [(6, 7), (5, 6, 5), (4, 5, 4, 5)])
+def test_automatic_number_of_clusters_is_that_of_the_groups(selector: str, sizes: tuple[int, ...]) -> None:
+    assert len(select_hints(grouped(*sizes), "auto", ["r2_cca"], selector).indices) == len(sizes)
+
+
+@pytest.mark.parametrize("selector", SELECTORS.names())
+def test_automatic_choice_is_the_same_as_asking_for_its_number(selector: str) -> None:
+    layers = random_layers(8)
+    automatic = select_hints(layers, "auto", ["r2_cca"], selector)
+    assert automatic == select_hints(layers, len(automatic.indices), ["r2_cca"], selector)
+
+
+def test_automatic_number_is_never_above_the_highest() -> None:
+    assert len(select_hints(grouped(*[3] * 12), "auto", ["r2_cca"], "kmedoids").indices) == HIGHEST_AUTOMATIC
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_automatic_number_of_one_or_two_candidates_is_one(layers: int) -> None:
+    assert len(select_hints(grouped(layers), "auto", ["r2_cca"], "contiguous").indices) == 1
+
+
+@pytest.mark.parametrize("selector", SELECTORS.names())
+def test_silhouettes_are_those_of_each_selection(selector: str) -> None:
+    layers, metrics, weights = random_layers(1), ["r2_cca", "cka_linear"], {"r2_cca": 2.0}
+    values = silhouettes(layers, metrics, selector, weights)
+    assert values == {k: select_hints(layers, k, metrics, selector, weights).silhouette for k in range(2, LAYERS)}
+
+
+def test_silhouettes_stop_at_the_highest_asked_for() -> None:
+    assert list(silhouettes(random_layers(0), ["r2_cca"], "kmedoids", highest=4)) == [2, 3, 4]
+
+
+def test_silhouettes_of_two_candidates_are_none() -> None:
+    assert silhouettes(grouped(2), ["r2_cca"], "kmedoids") == {}
+
+
+def test_automatic_number_is_where_the_silhouettes_are_largest() -> None:
+    layers = random_layers(2)
+    values = silhouettes(layers, ["r2_cca"], "kmedoids")
+    chosen = len(select_hints(layers, "auto", ["r2_cca"], "kmedoids").indices)
+    assert values[chosen] == max(values.values())
+    assert chosen == choose_clusters(layers.combined(["r2_cca"]), SELECTORS.get("kmedoids"), 2, HIGHEST_AUTOMATIC)[0]
 
 
 def test_paper_kmeans_of_two_groups_of_layers_by_hand() -> None:
@@ -133,6 +257,14 @@ def test_control_points_stand_for_themselves(resnet20: tuple[Candidate, ...], na
     assert selection.metrics == ()
 
 
+@pytest.mark.parametrize("name", CONTROL_SELECTORS.names())
+def test_control_selection_has_neither_weights_nor_silhouette_nor_stability(
+    resnet20: tuple[Candidate, ...], name: str
+) -> None:
+    selection = select_control(resnet20, 3, name, np.random.default_rng(0))
+    assert (selection.weights, selection.silhouette, selection.stability) == ((), None, None)
+
+
 @pytest.mark.parametrize("points", [0, -1, 28, 40])
 @pytest.mark.parametrize("name", CONTROL_SELECTORS.names())
 def test_control_refuses_more_points_than_candidates(resnet56: tuple[Candidate, ...], name: str, points: int) -> None:
@@ -146,6 +278,22 @@ def test_selector_refuses_more_clusters_than_candidates(clusters: int) -> None:
     with pytest.raises(InputError) as caught:
         select_hints(random_layers(0), clusters, ["r2_cca"], "kmedoids")
     assert str(caught.value) == f"hints.clusters is {clusters}, but the teacher has 9 candidates; choose 1..9"
+
+
+def test_selector_refuses_a_word_for_a_number_of_clusters() -> None:
+    with pytest.raises(InputError) as caught:
+        select_hints(random_layers(0), "many", ["r2_cca"], "kmedoids")  # type: ignore[arg-type]
+    assert str(caught.value) == "hints.clusters is 'many', but must be 'auto' or a number; choose 1..9"
+
+
+@pytest.mark.parametrize("choose", [lambda *given: select_hints(given[0], 2, *given[1:]), silhouettes])
+def test_weight_of_a_metric_that_was_not_measured_is_refused(choose: Callable[..., object]) -> None:
+    with pytest.raises(InputError) as caught:
+        choose(random_layers(0), ["r2_cca"], "kmedoids", {"cka_liner": 2.0})
+    assert str(caught.value) == (
+        "there is a weight for 'cka_liner', but no such layer metric was measured; "
+        "did you mean 'cka_linear'? (cka_linear, r2_cca)"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,77 +1,40 @@
+"""What holds of every registered layer metric, pairwise or score, and how they become distances."""
+
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hintsearch.analysis.layer_metrics import (
-    PAIRWISE,
-    SCORES,
+    ALL_METRICS,
+    check_enough_images,
     check_metric,
-    cka_linear,
-    class_separation,
-    effective_rank,
     layer_distances,
     metric_names,
-    r2_cca,
+    what_they_read,
 )
-from hintsearch.analysis.layer_distances import LayerDistances, rank_normalised
-from hintsearch.analysis.layer_statistics import LayerSums, Matrix
+from hintsearch.analysis.layer_reading import Wanted
+from hintsearch.analysis.layer_scores import SCORES
+from hintsearch.analysis.layer_statistics import Matrix
+from hintsearch.analysis.measurement import LayerEvidence
+from hintsearch.analysis.pairwise_metrics import PAIRWISE
+from hintsearch.analysis.reading_plan import Columns, plan_reading
 from hintsearch.models.errors import InputError
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from made_layers import Labels, MadeLayers, measurement_of, plan_of, related_layers
 
-SumsOf = Callable[..., LayerSums]
-
-IMAGES, CLASSES = 60, 3
-LABELS = np.arange(IMAGES) % CLASSES
 SEEDS = st.integers(0, 2**32 - 1)
 WIDTHS = st.lists(st.integers(1, 8), min_size=3, max_size=3)
+KINDS = st.sampled_from(["plain", "rectified"])
+
+# Changes the feature maps [N, C, H, W] of a layer.
+Transformation = Callable[[Matrix, np.random.Generator], Matrix]
 
 
-def related_layers(widths: list[int], seed: int) -> list[Matrix]:
-    """Features of layers that share some signal, classes among it, as a network's layers do."""
-    rng = np.random.default_rng(seed)
-    signal = rng.standard_normal((IMAGES, 4)) + rng.standard_normal((CLASSES, 4))[LABELS]
-    return [
-        signal @ rng.standard_normal((4, width)) + rng.uniform(0.1, 2) * rng.standard_normal((IMAGES, width))
-        for width in widths
-    ]
-
-
-def centred(features: Matrix) -> Matrix:
-    return features - features.mean(axis=0)
-
-
-def orthonormal_basis(features: Matrix) -> Matrix:
-    left, singular, _ = np.linalg.svd(centred(features), full_matrices=False)
-    return left[:, np.square(singular) > 1e-8 * np.square(singular).max()]
-
-
-def expected_r2_cca(first: Matrix, second: Matrix) -> float:
-    ours, theirs = orthonormal_basis(first), orthonormal_basis(second)
-    return 1 - float(np.square(ours.T @ theirs).sum()) / min(ours.shape[1], theirs.shape[1])
-
-
-def expected_cka(first: Matrix, second: Matrix) -> float:
-    ours, theirs = centred(first), centred(second)
-    norms = np.linalg.norm(ours.T @ ours) * np.linalg.norm(theirs.T @ theirs)
-    return 1 - float(np.linalg.norm(ours.T @ theirs) ** 2 / norms)
-
-
-def expected_effective_rank(features: Matrix) -> float:
-    singular = np.linalg.svd(centred(features), compute_uv=False)
-    shares = singular[np.square(singular) > 1e-8 * np.square(singular).max()]
-    shares = shares / shares.sum()
-    return float(np.exp(-np.sum(shares * np.log(shares))))
-
-
-def expected_class_separation(features: Matrix, labels: NDArray[np.int64]) -> float:
-    between = within = 0.0
-    for label in np.unique(labels):
-        members = features[labels == label]
-        between += len(members) * float(np.square(members.mean(axis=0) - features.mean(axis=0)).sum())
-        within += float(np.square(members - members.mean(axis=0)).sum())
-    return between / within
+def mixed(maps: Matrix, matrix: Matrix) -> Matrix:
+    """The channels of each point times the matrix."""
+    return np.asarray(np.einsum("nchw,cd->ndhw", maps, matrix))
 
 
 def orthogonal(size: int, rng: np.random.Generator) -> Matrix:
@@ -79,268 +42,480 @@ def orthogonal(size: int, rng: np.random.Generator) -> Matrix:
 
 
 def invertible(size: int, rng: np.random.Generator) -> Matrix:
-    return orthogonal(size, rng) @ np.diag(rng.uniform(0.2, 5, size)) @ orthogonal(size, rng)
+    return orthogonal(size, rng) @ np.diag(np.geomspace(0.1, 10, size)) @ orthogonal(size, rng)
+
+
+def signs(size: int, rng: np.random.Generator) -> Matrix:
+    return np.diag(rng.choice([-1.0, 1.0], size))
+
+
+def permutation(size: int, rng: np.random.Generator) -> Matrix:
+    return np.eye(size)[rng.permutation(size)]
 
 
 # Whatever a metric declares under `invariances` has to be here, and is tried on it.
-TRANSFORMATIONS: dict[str, Callable[[Matrix, np.random.Generator], Matrix]] = {
-    "invertible linear maps": lambda layer, rng: layer @ invertible(layer.shape[1], rng),
-    "orthogonal maps": lambda layer, rng: layer @ orthogonal(layer.shape[1], rng),
-    "isotropic scaling": lambda layer, rng: layer * rng.uniform(0.01, 100),
-    "translation": lambda layer, rng: layer + 100 * rng.standard_normal(layer.shape[1]),
+TRANSFORMATIONS: dict[str, Transformation] = {
+    "all": lambda maps, rng: np.exp(rng.standard_normal(maps.shape)),
+    "invertible linear maps": lambda maps, rng: mixed(maps, invertible(maps.shape[1], rng)),
+    "orthogonal maps": lambda maps, rng: mixed(maps, orthogonal(maps.shape[1], rng)),
+    "isotropic scaling": lambda maps, rng: maps * 10 ** rng.uniform(-2, 2),
+    "translation": lambda maps, rng: maps + 100 * rng.standard_normal((maps.shape[1], 1, 1)),
+    "permutations and sign flips of channels": lambda maps, rng: mixed(
+        maps, signs(maps.shape[1], rng) @ permutation(maps.shape[1], rng)
+    ),
+    "permutations": lambda maps, rng: mixed(maps, permutation(maps.shape[1], rng)),
+    "sign flips and scaling of channels": lambda maps, rng: mixed(
+        maps, signs(maps.shape[1], rng) * 10 ** rng.uniform(-2, 2, maps.shape[1])
+    ),
 }
-DECLARED = [
-    (entry.name, invariance) for entry in (*PAIRWISE, *SCORES) for invariance in entry.facts["invariances"].split(", ")
-]
+# What else holds where an invariance does.
+_FLIPS = {"permutations and sign flips of channels", "permutations"}
+IMPLIED: dict[str, set[str]] = {
+    "all": set(TRANSFORMATIONS),
+    "invertible linear maps": {
+        "orthogonal maps",
+        "isotropic scaling",
+        "sign flips and scaling of channels",
+        *_FLIPS,
+    },
+    "orthogonal maps": _FLIPS,
+    "permutations and sign flips of channels": {"permutations"},
+    "sign flips and scaling of channels": {"isotropic scaling"},
+}
 
 
-@given(WIDTHS, SEEDS)
-@settings(deadline=None)
-def test_r2_cca_is_what_svd_of_the_features_gives(sums_of: SumsOf, widths: list[int], seed: int) -> None:
-    layers = related_layers(widths, seed)
-    matrix = r2_cca(sums_of(layers))
-    for i, j in ((0, 1), (0, 2), (1, 2)):
-        assert matrix[i, j] == pytest.approx(expected_r2_cca(layers[i], layers[j]), rel=1e-6)
+def declared(name: str) -> set[str]:
+    entry = PAIRWISE.entry(name) if name in PAIRWISE else SCORES.entry(name)
+    return set(entry.facts["invariances"].split(", "))
 
 
-@given(WIDTHS, SEEDS)
-@settings(deadline=None)
-def test_cka_linear_is_its_formula_on_the_features(sums_of: SumsOf, widths: list[int], seed: int) -> None:
-    layers = related_layers(widths, seed)
-    matrix = cka_linear(sums_of(layers))
-    for i, j in ((0, 1), (0, 2), (1, 2)):
-        assert matrix[i, j] == pytest.approx(expected_cka(layers[i], layers[j]), rel=1e-6)
+def holding(name: str) -> set[str]:
+    """The declared invariances and those that follow from them."""
+    stated = declared(name)
+    implied = stated.union(*(IMPLIED.get(phrase, set()) for phrase in stated))
+    if {"permutations", "sign flips and scaling of channels"} <= implied:
+        implied.add("permutations and sign flips of channels")
+    return implied
 
 
-@given(WIDTHS, SEEDS)
-@settings(deadline=None)
-def test_effective_rank_is_what_svd_of_the_features_gives(sums_of: SumsOf, widths: list[int], seed: int) -> None:
-    layers = related_layers(widths, seed)
-    sums = sums_of(layers)
-    for index, layer in enumerate(layers):
-        assert effective_rank(sums, index) == pytest.approx(expected_effective_rank(layer), rel=1e-6)
+DECLARED = [(name, phrase) for name in metric_names() for phrase in sorted(declared(name))]
+NOT_DECLARED = [(name, phrase) for name in metric_names() for phrase in TRANSFORMATIONS if phrase not in holding(name)]
 
 
-@given(WIDTHS, SEEDS)
-@settings(deadline=None)
-def test_class_separation_is_what_class_means_give(sums_of: SumsOf, widths: list[int], seed: int) -> None:
-    layers = related_layers(widths, seed)
-    labels = np.random.default_rng(seed).permutation(LABELS**2 % CLASSES)
-    sums = sums_of(layers, labels, CLASSES)
-    for index, layer in enumerate(layers):
-        assert class_separation(sums, index) == pytest.approx(expected_class_separation(layer, labels), rel=1e-6)
+def values(name: str, layers: MadeLayers) -> Matrix:
+    """All that the metric says of the layers: distances, and scores if it is one."""
+    found = layer_distances(layers.measured(), [name])
+    return np.concatenate([found.distances[name].ravel(), found.scores.get(name, np.zeros(0))])
 
 
-def test_class_separation_of_one_channel_by_hand(sums_of: SumsOf) -> None:
-    # Means −1 and 3 around 1: between 4·4 = 16; each image is 1 from its mean: within 4.
-    sums = sums_of([np.array([[-2.0], [0.0], [2.0], [4.0]])], np.array([0, 0, 1, 1]))
-    assert class_separation(sums, 0) == pytest.approx(4)
+def transformed(layers: MadeLayers, phrase: str, rng: np.random.Generator) -> MadeLayers:
+    return layers.having([TRANSFORMATIONS[phrase](maps, rng) for maps in layers.maps])
 
 
-def test_effective_rank_of_equal_orthogonal_channels_is_their_number(sums_of: SumsOf) -> None:
-    assert effective_rank(sums_of([np.eye(6)]), 0) == pytest.approx(5)  # centring takes one direction
+@pytest.mark.parametrize(("name", "phrase"), DECLARED)
+@given(widths=WIDTHS, kind=KINDS, seed=SEEDS)
+@settings(deadline=None, max_examples=15)
+def test_declared_invariance_holds(name: str, phrase: str, widths: list[int], kind: str, seed: int) -> None:
+    layers = related_layers(widths, seed, kind)
+    moved = transformed(layers, phrase, np.random.default_rng(seed))
+    np.testing.assert_allclose(values(name, moved), values(name, layers), rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize(("name", "invariance"), DECLARED)
-@given(widths=WIDTHS, seed=SEEDS)
-@settings(deadline=None, max_examples=30)
-def test_declared_invariance_holds(sums_of: SumsOf, name: str, invariance: str, widths: list[int], seed: int) -> None:
-    layers = related_layers(widths, seed)
-    rng = np.random.default_rng(seed)
-    moved = [TRANSFORMATIONS[invariance](layer, rng) for layer in layers]
-    paths = ("a", "b", "c")
-    before = layer_distances(sums_of(layers, LABELS, CLASSES), paths, [name])
-    after = layer_distances(sums_of(moved, LABELS, CLASSES), paths, [name])
-    np.testing.assert_allclose(after.distances[name], before.distances[name], rtol=1e-6, atol=1e-8)
-    if name in before.scores:
-        np.testing.assert_allclose(after.scores[name], before.scores[name], rtol=1e-6)
+@pytest.mark.parametrize(("name", "phrase"), NOT_DECLARED)
+def test_what_is_not_declared_does_not_hold(name: str, phrase: str) -> None:
+    layers = related_layers([5, 8, 3], 1, "rectified", classes=7)
+    with_dead = np.concatenate([layers.maps[0], np.zeros_like(layers.maps[0][:, :1])], axis=1)
+    layers = layers.having([with_dead, *layers.maps[1:]])
+    moved = transformed(layers, phrase, np.random.default_rng(0))
+    assert np.abs(values(name, moved) - values(name, layers)).max() > 1e-3
 
 
-def test_cka_linear_tells_layers_apart_that_an_invertible_map_joins(sums_of: SumsOf) -> None:
-    (layer,) = related_layers([4], 0)
-    stretched = layer * [1, 1, 1, 20]
-    assert cka_linear(sums_of([layer, stretched]))[0, 1] > 0.05
+# What a declared `range` says, for a layer of so many channels.
+RANGES: dict[str, Callable[[int], tuple[float, float]]] = {
+    "0..1": lambda channels: (0, 1),
+    "0..2": lambda channels: (0, 2),
+    "0..π/2": lambda channels: (0, np.pi / 2),
+    "0..∞": lambda channels: (0, np.inf),
+    "1..channels (0 for a constant layer)": lambda channels: (0, channels),
+}
+
+
+def assert_in_range(name: str, layers: MadeLayers) -> None:
+    """Of pairwise distances and of scores; NaN fails too."""
+    found = layer_distances(layers.measured(), [name])
+    if name in PAIRWISE:
+        low, high = RANGES[PAIRWISE.entry(name).facts["range"]](0)
+        assert ((found.distances[name] >= low) & (found.distances[name] <= high)).all()
+        return
+    for maps, score in zip(layers.maps, found.scores[name], strict=True):
+        low, high = RANGES[SCORES.entry(name).facts["range"]](maps.shape[1])
+        # Rounding may go beyond the end.
+        assert low - 1e-9 <= score <= high * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("name", metric_names())
-@given(widths=WIDTHS, seed=SEEDS)
-@settings(deadline=None, max_examples=30)
-def test_distances_are_symmetric_and_zero_between_equal_layers(
-    sums_of: SumsOf, name: str, widths: list[int], seed: int
-) -> None:
-    layers = related_layers(widths, seed)
-    sums = sums_of([*layers, layers[0]], LABELS, CLASSES)
-    matrix = layer_distances(sums, ("a", "b", "c", "a again"), [name]).distances[name]
+@given(widths=WIDTHS, kind=KINDS, seed=SEEDS)
+@settings(deadline=None, max_examples=8)
+def test_values_lie_in_their_declared_range(name: str, widths: list[int], kind: str, seed: int) -> None:
+    assert_in_range(name, related_layers(widths, seed, kind))
+
+
+@pytest.mark.parametrize("name", metric_names())
+@given(widths=WIDTHS, kind=KINDS, seed=SEEDS)
+@settings(deadline=None, max_examples=8)
+def test_distances_are_symmetric_and_0_on_the_diagonal(name: str, widths: list[int], kind: str, seed: int) -> None:
+    matrix = layer_distances(related_layers(widths, seed, kind).measured(), [name]).distances[name]
     np.testing.assert_array_equal(matrix, matrix.T)
     np.testing.assert_array_equal(np.diag(matrix), 0)
-    assert matrix[0, 3] == pytest.approx(0, abs=1e-9)
 
 
+# Of the place in the network, whatever the layer.
+BY_PLACE = {"relative_depth", "multiply_adds"}
+
+
+@pytest.mark.parametrize("name", [name for name in metric_names() if name not in BY_PLACE])
+@given(widths=WIDTHS, kind=KINDS, seed=SEEDS)
+@settings(deadline=None, max_examples=8)
+def test_equal_layers_are_at_distance_0(name: str, widths: list[int], kind: str, seed: int) -> None:
+    layers = related_layers(widths, seed, kind)
+    again = layers.having([*layers.maps, layers.maps[0]])
+    matrix = layer_distances(again.measured(), [name]).distances[name]
+    # An angle has but half the digits of its cosine near 0.
+    assert matrix[0, 3] == pytest.approx(0, abs=1e-6 if name == "procrustes" else 1e-9)
+    np.testing.assert_allclose(matrix[0, 1:3], matrix[3, 1:3], rtol=1e-6, atol=1e-9)
+
+
+def degenerate(kind: str, maps: Matrix) -> Matrix:
+    """A layer in which something is missing, made from one in which nothing is."""
+    images = np.arange(len(maps))[:, None, None, None]
+    made: dict[str, Matrix] = {
+        "constant": np.full_like(maps, 0.1),
+        "constant and large": np.full_like(maps, -1e6 / 3),
+        "zero": np.zeros_like(maps),
+        "single channel": maps[:, :1],
+        "single constant channel": np.full_like(maps[:, :1], 0.1),
+        "duplicate channels": np.concatenate([maps, maps], axis=1),
+        "collinear channels": maps[:, :1] * np.arange(1.0, 5)[:, None, None],
+        "dead channel": np.concatenate([maps, np.zeros_like(maps[:, :1])], axis=1),
+        "constant channel": np.concatenate([maps, np.full_like(maps[:, :1], 7)], axis=1),
+        "only one image differs": np.where(images == 0, maps, 0.1),
+        "only one image differs, but in no first chunk": np.where(images == 60, maps, 0.1),
+        "constant in the first group": np.where(images < 31, 0.1, maps),
+        "two values": np.where(maps[:, :1] > 0, 1.0, 0.0).mean(axis=(2, 3), keepdims=True).round(),
+        "tiny": 1e-12 * maps,
+        "large": 1e12 * maps,
+        "more channels than images": np.concatenate([maps + maps[::-1] ** power for power in range(2, 50)], axis=1),
+        "equal": maps,
+    }
+    return made[kind]
+
+
+DEGENERATE = (
+    "constant",
+    "constant and large",
+    "zero",
+    "single channel",
+    "single constant channel",
+    "duplicate channels",
+    "collinear channels",
+    "dead channel",
+    "constant channel",
+    "only one image differs",
+    "only one image differs, but in no first chunk",
+    "constant in the first group",
+    "two values",
+    "tiny",
+    "large",
+    "more channels than images",
+    "equal",
+)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", metric_names())
+@pytest.mark.parametrize("kind", DEGENERATE)
+def test_degenerate_layer_has_a_value_in_range(name: str, kind: str) -> None:
+    layers = related_layers([4, 3], 5)
+    missing = degenerate(kind, layers.maps[0])
+    together = layers.having([layers.maps[0], missing, layers.maps[1], missing])
+    assert_in_range(name, together)
+    found = layer_distances(together.measured(), [name], bootstraps=3)
+    assert np.isfinite(found.bootstraps[name]).all()
+    if name not in BY_PLACE:
+        assert found.distances[name][1, 3] == pytest.approx(0, abs=1e-6)
+
+
+def some_labels(kind: str, labels: Labels) -> Labels:
+    plan = related_layers([1], 0).plan
+    held_out = np.concatenate(
+        [np.full(chunk.stop - chunk.start, plan.is_held_out(chunk.group)) for chunk in plan.chunks]
+    )
+    made: dict[str, Labels] = {
+        "one class": np.full_like(labels, 2),
+        "a missing class": labels * 2 % 3 // 2 * 2,
+        "a class of one image": np.where(np.arange(len(labels)) == 3, 1, labels // 2 * 2),
+        "a class that is never fitted": np.where(held_out, labels, labels // 2 * 2),
+        "a class that is never tested": np.where(held_out, labels // 2 * 2, labels),
+        "other classes fitted than tested": np.where(held_out, 2, labels // 2),
+    }
+    return made[kind]
+
+
+LABELS = (
+    "one class",
+    "a missing class",
+    "a class of one image",
+    "a class that is never fitted",
+    "a class that is never tested",
+    "other classes fitted than tested",
+)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", metric_names())
+@pytest.mark.parametrize("kind", LABELS)
+def test_missing_classes_leave_a_value_in_range(name: str, kind: str) -> None:
+    layers = related_layers([4, 3], 5)
+    assert_in_range(name, replace(layers, labels=some_labels(kind, layers.labels)))
+
+
+@pytest.mark.parametrize(("kind", "present"), [("one class", 1), ("a missing class", 2), ("a class of one image", 3)])
+def test_labels_lack_what_they_are_said_to_lack(kind: str, present: int) -> None:
+    assert len(np.unique(some_labels(kind, related_layers([1], 5).labels))) == present
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1])
 @pytest.mark.parametrize("name", PAIRWISE.names())
-@given(widths=WIDTHS, seed=SEEDS)
-@settings(deadline=None, max_examples=30)
-def test_pairwise_distances_lie_in_their_declared_range(
-    sums_of: SumsOf, name: str, widths: list[int], seed: int
-) -> None:
-    matrix = PAIRWISE.get(name)(sums_of(related_layers(widths, seed)))
-    assert PAIRWISE.entry(name).facts["range"] == "0..1"
-    assert ((matrix >= 0) & (matrix <= 1)).all()
+def test_constant_layer_is_as_far_as_an_unrelated_one_and_at_0_from_another(name: str, value: float) -> None:
+    layers = related_layers([4], 0)
+    constant = np.full((len(layers.labels), 3, 2, 2), value)
+    matrix = layer_distances(layers.having([constant, layers.maps[0], constant[:, :2] + 1]).measured(), [name])
+    far = np.pi / 2 if name == "procrustes" else 1
+    np.testing.assert_allclose(matrix.distances[name], far * np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]]), atol=1e-15)
 
 
-def test_r2_cca_is_1_between_layers_without_correlation(sums_of: SumsOf) -> None:
-    columns = orthonormal_basis(np.random.default_rng(0).standard_normal((IMAGES, 5)))
-    assert r2_cca(sums_of([columns[:, :2], columns[:, 2:]]))[0, 1] == pytest.approx(1)
+@pytest.mark.parametrize("name", ["sparsity", "effective_rank", "spectral_entropy", "class_separation"])
+@pytest.mark.parametrize("value", [0.1, -3.0])
+def test_constant_layer_scores_0(name: str, value: float) -> None:
+    layers = related_layers([4], 0)
+    found = layer_distances(layers.having([np.full_like(layers.maps[0], value)]).measured(), [name])
+    assert found.scores[name] == [0]
 
 
-def test_r2_cca_is_0_between_a_layer_and_a_wider_one_that_holds_it(sums_of: SumsOf) -> None:
-    wide = np.random.default_rng(0).standard_normal((IMAGES, 5))
-    assert r2_cca(sums_of([wide[:, :2], wide]))[0, 1] == pytest.approx(0, abs=1e-12)
+@pytest.mark.parametrize(
+    "name", [name for name in metric_names() if name not in {"sparsity", "dead_channels", "spectral_entropy"}]
+)
+def test_dead_channels_change_nothing(name: str) -> None:
+    layers = related_layers([4, 6], 0)
+    dead = [np.concatenate([maps, np.zeros_like(maps[:, :2])], axis=1) for maps in layers.maps]
+    np.testing.assert_allclose(values(name, layers.having(dead)), values(name, layers), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", metric_names())
-def test_dead_channels_change_nothing(sums_of: SumsOf, name: str) -> None:
-    layers = related_layers([4, 6], 0)
-    dead = [np.concatenate([layer, np.zeros((IMAGES, 2))], axis=1) for layer in layers]
-    alive = layer_distances(sums_of(layers, LABELS, CLASSES), ("a", "b"), [name])
-    found = layer_distances(sums_of(dead, LABELS, CLASSES), ("a", "b"), [name])
-    np.testing.assert_allclose(found.distances[name], alive.distances[name], atol=1e-9)
+def test_the_order_of_arrival_changes_no_bit(name: str) -> None:
+    layers = related_layers([4, 6, 3], 0)
+    chunks = len(layers.plan.chunks)
+    # One, two and five actors that take every n-th chunk, one after the other; then backwards.
+    arrivals = [[p for actor in range(actors) for p in range(actor, chunks, actors)] for actors in (1, 2, 5)]
+    found = [
+        layer_distances(measurement_of(layers, arrival), [name], bootstraps=2)
+        for arrival in (*arrivals, range(chunks)[::-1])
+    ]
+    for other in found[1:]:
+        np.testing.assert_array_equal(other.distances[name], found[0].distances[name])
+        np.testing.assert_array_equal(other.bootstraps[name], found[0].bootstraps[name])
 
 
-def test_duplicated_channels_change_no_r2_cca(sums_of: SumsOf) -> None:
-    first, second = related_layers([4, 6], 0)
-    doubled = np.concatenate([first, first], axis=1)
-    assert r2_cca(sums_of([doubled, second]))[0, 1] == pytest.approx(r2_cca(sums_of([first, second]))[0, 1])
+def test_unknown_metric_names_the_nearest_of_both_kinds() -> None:
+    with pytest.raises(InputError, match=r"^unknown layer metric 'r2_ca'; did you mean 'r2_cca'\? \(.*effective_rank"):
+        check_metric("r2_ca")
+    with pytest.raises(InputError, match=r"^unknown layer metric 'sparsty'; did you mean 'sparsity'\? \(.*cka_rbf"):
+        check_metric("sparsty")
 
 
-def test_duplicated_channels_change_no_effective_rank(sums_of: SumsOf) -> None:
-    (layer,) = related_layers([4], 0)
-    doubled = sums_of([np.concatenate([layer, layer], axis=1)])
-    assert effective_rank(doubled, 0) == pytest.approx(effective_rank(sums_of([layer]), 0))
+@pytest.mark.parametrize("name", metric_names())
+def test_every_metric_is_known(name: str) -> None:
+    check_metric(name)
+    assert name != ALL_METRICS
 
 
-@pytest.mark.parametrize("value", [0.0, 0.1])
-@pytest.mark.parametrize("name", PAIRWISE.names())
-def test_constant_layer_is_at_1_from_others_and_at_0_from_another(sums_of: SumsOf, name: str, value: float) -> None:
-    constant = np.full((IMAGES, 3), value)
-    matrix = PAIRWISE.get(name)(sums_of([constant, related_layers([4], 0)[0], constant[:, :2] + 1]))
-    np.testing.assert_array_equal(matrix, [[0, 1, 0], [1, 0, 1], [0, 1, 0]])
+def test_layer_distances_refuse_an_unknown_metric() -> None:
+    with pytest.raises(InputError, match=r"^unknown layer metric 'cka_liner'; did you mean 'cka_linear'"):
+        layer_distances(related_layers([3], 0).measured(), ["cka_liner"])
 
 
-@pytest.mark.parametrize("value", [0.0, 0.1])
-@pytest.mark.parametrize("name", SCORES.names())
-def test_constant_layer_scores_0(sums_of: SumsOf, name: str, value: float) -> None:
-    assert SCORES.get(name)(sums_of([np.full((IMAGES, 3), value)]), 0) == 0
-
-
-def test_class_without_images_is_left_out_of_class_separation(sums_of: SumsOf) -> None:
-    (layer,) = related_layers([4], 0)
-    without = sums_of([layer], 2 * (LABELS % 2), 4)
-    assert class_separation(without, 0) == pytest.approx(class_separation(sums_of([layer], LABELS % 2, 2), 0))
-
-
-def test_class_separation_of_a_single_class_is_0(sums_of: SumsOf) -> None:
-    sums = sums_of(related_layers([4], 0), np.zeros(IMAGES, dtype=np.int64), 2)
-    assert class_separation(sums, 0) == pytest.approx(0, abs=1e-12)
-
-
-def test_class_separation_is_capped_where_classes_have_no_inner_spread(sums_of: SumsOf) -> None:
-    assert class_separation(sums_of([np.eye(2)[LABELS % 2]], LABELS % 2, 2), 0) == pytest.approx(1e8)
-
-
-def test_r2_cca_refuses_too_few_images_and_says_how_many_it_needs(sums_of: SumsOf) -> None:
-    layers = [np.random.default_rng(0).standard_normal((15, width)) for width in (3, 8)]
-    with pytest.raises(InputError) as caught:
-        r2_cca(sums_of(layers))
-    assert str(caught.value) == (
-        "r2_cca needs at least 16 images for layers of 8 channels, but there are 15; "
-        "raise layers.images or data.train_fraction, or leave r2_cca out"
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("cka_rbf", Wanted(grams=True)),
+        ("rsa", Wanted(anchors=True)),
+        ("sparsity", Wanted(zeros=True)),
+        ("linear_probe", Wanted(held_out=True)),
+    ],
+)
+def test_what_is_no_sum_is_gathered_only_for_the_metric_that_reads_it(name: str, wanted: Wanted) -> None:
+    assert what_they_read([name, "cka_linear"]) == wanted
+    assert what_they_read([other for other in metric_names() if other != name]) == replace(
+        Wanted(True, True, True, True), **{field: False for field, used in vars(wanted).items() if used}
     )
 
 
-def test_r2_cca_takes_twice_as_many_images_as_channels(sums_of: SumsOf) -> None:
-    layers = [np.random.default_rng(0).standard_normal((16, width)) for width in (3, 8)]
-    assert 0 < r2_cca(sums_of(layers))[0, 1] < 1
+def test_nothing_beside_the_sums_is_gathered_for_the_other_metrics() -> None:
+    others = set(metric_names()) - {"cka_rbf", "rsa", "sparsity", "linear_probe"}
+    assert what_they_read(others) == Wanted()
 
 
-def test_unknown_metric_names_the_nearest() -> None:
-    with pytest.raises(InputError, match=r"^unknown layer metric 'r2_ca'; did you mean 'r2_cca'\? \(.*effective_rank"):
-        check_metric("r2_ca")
+def without(layers: MadeLayers, wanted: Wanted) -> LayerEvidence:
+    """The evidence that lacks all that is not wanted."""
+    measured = layers.measured()
+    groups = tuple(
+        replace(
+            group,
+            zeros=group.zeros if wanted.zeros else None,
+            alignment=group.alignment if wanted.grams else None,
+        )
+        for group in measured.groups
+    )
+    nothing = np.zeros((0, measured.anchors[0].shape[1]))
+    return replace(
+        measured,
+        groups=groups,
+        anchors=measured.anchors if wanted.anchors else (nothing,) * len(groups),
+        held_out=measured.held_out if wanted.held_out else (nothing,) * measured.held_out_groups,
+    ).evidence()
 
 
-def test_layer_distances_refuse_an_unknown_metric(sums_of: SumsOf) -> None:
-    with pytest.raises(InputError, match="did you mean 'cka_linear'"):
-        layer_distances(sums_of(related_layers([3], 0)), ("a",), ["cka_liner"])
+@pytest.mark.parametrize("name", metric_names())
+def test_a_metric_needs_no_more_than_it_says_it_reads(name: str) -> None:
+    layers = related_layers([4, 6], 0)
+    evidence = without(layers, what_they_read([name]))
+    if name in PAIRWISE:
+        found = PAIRWISE.get(name)(evidence).ravel()
+    else:
+        found = np.array([SCORES.get(name)(evidence, layer) for layer in range(2)])
+    np.testing.assert_array_equal(
+        found, values(name, layers)[: len(found)] if name in PAIRWISE else values(name, layers)[4:]
+    )
 
 
-def test_distance_by_a_score_is_the_difference(sums_of: SumsOf) -> None:
-    measured = layer_distances(sums_of(related_layers([3, 4, 5], 0)), ("a", "b", "c"), ["effective_rank"])
-    scores = measured.scores["effective_rank"]
-    assert measured.distances["effective_rank"][0, 2] == abs(scores[0] - scores[2])
-    assert measured.images == IMAGES
+def columns(*widths: int) -> Columns:
+    return Columns(widths, widths, 3, 0)
 
 
-def symmetric(values: list[int], size: int) -> Matrix:
-    matrix = np.zeros((size, size))
-    matrix[np.triu_indices(size, 1)] = values
-    return matrix + matrix.T
+def test_enough_images_are_counted_against_the_widest_projected_layer() -> None:
+    plan = plan_reading(32, 16)
+    check_enough_images(["r2_cca"], plan, Columns((16, 400), (16, 16), 3, 0))
+    with pytest.raises(
+        InputError, match=r"^r2_cca needs at least 34 images for layers of 17 channels, but there are 32;"
+    ):
+        check_enough_images(["cka_linear", "r2_cca"], plan, columns(16, 17))
 
 
-@st.composite
-def tied_distances(draw: st.DrawFn) -> Matrix:
-    size = draw(st.integers(2, 7))
-    pairs = size * (size - 1) // 2
-    return symmetric(draw(st.lists(st.integers(0, 5), min_size=pairs, max_size=pairs)), size)
+def test_enough_images_are_counted_in_the_smallest_chunk() -> None:
+    check_enough_images(["cka_rbf"], plan_of(((20, 4), (9,))), columns(2))
+    with pytest.raises(InputError, match=r"^cka_rbf needs at least 4 images a chunk, but there are 3;"):
+        check_enough_images(["cka_rbf"], plan_of(((20, 3), (9,))), columns(2))
 
 
-def test_rank_normalised_gives_ties_their_mean_rank() -> None:
-    ranks = rank_normalised(symmetric([7, 2, 7], 3))  # ranks 2½, 1, 2½ of 3
-    np.testing.assert_allclose(ranks, symmetric([5, 2, 5], 3) / 6)
-
-
-@given(tied_distances())
-@settings(deadline=None)
-def test_rank_normalised_keeps_the_order(distances: Matrix) -> None:
-    ranks, upper = rank_normalised(distances), np.triu_indices(len(distances), 1)
-    before, after = distances[upper], ranks[upper]
-    np.testing.assert_array_equal(np.sign(before[:, None] - before[None, :]), np.sign(after[:, None] - after[None, :]))
-
-
-@given(tied_distances())
-@settings(deadline=None)
-def test_rank_normalised_lies_in_0_to_1_with_a_zero_diagonal(distances: Matrix) -> None:
-    ranks = rank_normalised(distances)
-    np.testing.assert_array_equal(ranks, ranks.T)
-    np.testing.assert_array_equal(np.diag(ranks), 0)
-    off_diagonal = ranks[np.triu_indices(len(ranks), 1)]
-    assert ((off_diagonal > 0) & (off_diagonal <= 1)).all()
-
-
-def test_rank_normalised_takes_a_single_layer() -> None:
-    np.testing.assert_array_equal(rank_normalised(np.zeros((1, 1))), [[0.0]])
-
-
-def measured(**distances: Matrix) -> LayerDistances:
-    return LayerDistances(("a", "b", "c"), distances, {}, IMAGES)
-
-
-def test_one_metric_combined_keeps_its_order() -> None:
-    combined = measured(cka_linear=symmetric([3, 1, 2], 3) / 10).combined(["cka_linear"])
-    np.testing.assert_allclose(combined, symmetric([3, 1, 2], 3) / 3)
-
-
-def test_two_metrics_combined_are_the_mean_of_their_ranks() -> None:
-    # In its own unit the second metric would outweigh the first.
-    distances = measured(cka_linear=symmetric([1, 2, 3], 3) / 10, effective_rank=symmetric([900, 700, 800], 3))
-    combined = distances.combined(["cka_linear", "effective_rank"])
-    np.testing.assert_allclose(combined, symmetric([4, 3, 5], 3) / 6)
-
-
-def test_empty_metric_subset_is_refused() -> None:
-    with pytest.raises(InputError, match="metric subset is empty"):
-        measured(cka_linear=np.zeros((3, 3))).combined([])
-
-
-def test_metric_that_was_not_measured_is_refused() -> None:
+def test_the_probe_needs_a_held_out_group() -> None:
+    check_enough_images(["linear_probe"], plan_reading(8, 256), columns(2))
     with pytest.raises(InputError) as caught:
-        measured(cka_linear=np.zeros((3, 3))).combined(["r2_cca"])
-    assert str(caught.value) == "the layer metric 'r2_cca' was not measured; layers.metrics has cka_linear"
+        check_enough_images(["linear_probe"], plan_reading(7, 256), columns(2))
+    assert str(caught.value) == "linear_probe needs at least 8 images, but there are 7; raise layers.images"
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", metric_names())
+@given(images=st.integers(1, 20), chunk=st.integers(1, 20), width=st.integers(1, 6), seed=SEEDS)
+@settings(deadline=None, max_examples=20)
+def test_few_images_give_a_value_in_range_or_a_clear_error(
+    name: str, images: int, chunk: int, width: int, seed: int
+) -> None:
+    plan = plan_reading(images, chunk)
+    layers = related_layers([width, 2], seed, plan=plan)
+    try:
+        check_enough_images([name], plan, columns(width, 2))
+    except InputError as refused:
+        message = str(refused)
+    else:
+        assert_in_range(name, layers)
+        return
+    assert message.startswith(f"{name} needs at least ")
+
+
+def test_distance_by_a_score_is_the_difference() -> None:
+    found = layer_distances(related_layers([3, 4, 5], 0).measured(), ["effective_rank"])
+    scores = found.scores["effective_rank"]
+    for first in range(3):
+        for second in range(3):
+            assert found.distances["effective_rank"][first, second] == abs(scores[first] - scores[second])
+
+
+def test_layer_distances_say_what_was_measured() -> None:
+    layers = related_layers([3, 4], 0)
+    found = layer_distances(layers.measured(), ["r2_cca", "sparsity"])
+    assert found.paths == ("layer1", "layer2")
+    assert found.images == len(layers.labels)
+    assert found.widths == (3, 4)
+    assert set(found.distances) == {"r2_cca", "sparsity"}
+    assert set(found.scores) == {"sparsity"}
+    assert found.bootstraps == {}
+
+
+def test_bootstraps_hold_one_matrix_each_for_every_metric() -> None:
+    found = layer_distances(related_layers([3, 4, 2], 0).measured(), metric_names(), bootstraps=5)
+    assert {name: matrices.shape for name, matrices in found.bootstraps.items()} == dict.fromkeys(
+        metric_names(), (5, 3, 3)
+    )
+
+
+def test_bootstraps_are_fixed_by_their_seed() -> None:
+    measured = related_layers([3, 4], 0).measured()
+    first, again, other = (layer_distances(measured, ["r2_cca"], 4, seed).bootstraps["r2_cca"] for seed in (7, 7, 8))
+    np.testing.assert_array_equal(first, again)
+    assert not np.isclose(first[:, 0, 1], other[:, 0, 1]).all()
+
+
+def test_more_bootstraps_begin_with_the_same_ones() -> None:
+    measured = related_layers([3, 4], 0).measured()
+    few, many = (layer_distances(measured, ["r2_cca"], count).bootstraps["r2_cca"] for count in (2, 5))
+    np.testing.assert_array_equal(many[:2], few)
+
+
+def test_bootstraps_differ_from_one_another_and_lie_about_the_whole() -> None:
+    found = layer_distances(related_layers([3, 4], 0).measured(), ["cka_linear"], 40)
+    drawn = found.bootstraps["cka_linear"][:, 0, 1]
+    assert len(np.unique(drawn)) > 20
+    assert drawn.min() < found.distances["cka_linear"][0, 1] < drawn.max()
+
+
+def test_a_single_group_gives_no_bootstraps() -> None:
+    layers = related_layers([3, 4], 0, plan=plan_of(((30, 29),)))
+    assert layer_distances(layers.measured(), ["r2_cca"], 5).bootstraps == {}
+
+
+def test_progress_counts_the_bootstraps_done() -> None:
+    done: list[int] = []
+    layer_distances(related_layers([3], 0).measured(), ["r2_cca"], 3, on_bootstrap=done.append)
+    assert done == [1, 2, 3]
+
+
+def test_distances_of_projected_features_are_close_to_those_of_the_features() -> None:
+    rng = np.random.default_rng(0)
+    shape = Columns((900, 700, 500), (256, 256, 256), 3, 0)
+    # Each layer sees some of the signal and spreads over about 10 axes. (Projected, self-alignments gain the share of
+    # these axes in the width, so that the distances grow a little.)
+    signal = rng.standard_normal((300, 12))
+    maps = [
+        np.maximum(signal[:, 3 * layer : 3 * layer + 6] @ rng.standard_normal((6, channels)), 0)[:, :, None, None]
+        for layer, channels in enumerate(shape.channels)
+    ]
+    projections = [shape.projection(layer) for layer in range(3)]
+    projected = [
+        mixed(x, projection) for x, projection in zip(maps, projections, strict=True) if projection is not None
+    ]
+    layers = related_layers([1], 0, plan=plan_of(((80, 70), (75, 75))))
+    whole, narrow = (values("cka_linear", layers.having(made)).reshape(3, 3) for made in (maps, projected))
+    assert whole[np.triu_indices(3, 1)].min() > 0.3
+    np.testing.assert_allclose(narrow, whole, atol=0.05)
+    assert (narrow != whole)[np.triu_indices(3, 1)].all()

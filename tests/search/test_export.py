@@ -11,7 +11,7 @@ from hintsearch.models.errors import InputError
 from hintsearch.models.weights import weights_sha256
 from hintsearch.models.zoo import ModelSpec, build_model
 from hintsearch.search.events import Finished, Prepared, Reported, Suggested
-from hintsearch.search.export import HintFile, export_hints, load_hints, write_hints
+from hintsearch.search.export import HintFile, checksum, export_hints, load_hints, write_hints
 from hintsearch.search.journal import SearchLog
 from hintsearch.search.layers import Layers
 from hintsearch.search.mlflow_logger import MlflowLogger
@@ -262,3 +262,22 @@ def refusal(path: Path) -> str:
     message = str(caught.value)
     assert "\n" not in message
     return message.replace(str(path), "FILE")
+
+
+def test_file_of_before_a_part_was_added_is_still_whole(
+    searched: SearchRecord, client: MlflowClient, tmp_path: Path
+) -> None:
+    content = export_hints(client, searched, tmp_path / "hints.yaml").model_dump(mode="json")
+    for added in ("weights", "silhouette", "stability", "pairing"):
+        del content["selection"][added]
+    (tmp_path / "older.yaml").write_text(yaml.safe_dump({**content, "checksum": checksum(content)}))
+    older = load_hints(tmp_path / "older.yaml")
+    assert older.selection is not None
+    assert older.selection.pairing == "by_depth"
+
+
+def test_exported_selection_says_how_good_it_is(searched: SearchRecord, client: MlflowClient, tmp_path: Path) -> None:
+    selection = export_hints(client, searched, tmp_path / "hints.yaml").selection
+    assert selection is not None
+    assert selection.pairing == "by_depth"
+    assert selection.silhouette is None or -1 <= selection.silhouette <= 1

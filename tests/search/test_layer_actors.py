@@ -2,55 +2,91 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
 import torch
-from hintsearch.analysis.layer_statistics import LayerReader, LayerSums, merge_all
+from hintsearch.analysis.layer_metrics import layer_distances, metric_names, what_they_read
+from hintsearch.analysis.layer_reading import LayerReader
+from hintsearch.analysis.measurement import LayerMeasurement, MeasurementBuilder
+from hintsearch.analysis.reading_plan import plan_columns, plan_reading
 from hintsearch.distill.batches import DeviceImages
 from hintsearch.distill.data import DataSplits
-from hintsearch.models.zoo import ModelSpec
-from hintsearch.search.layer_actors import LayerTask, LayerWorker, layer_task, measure_layers
+from hintsearch.models.candidates import Candidate, list_candidates
+from hintsearch.models.zoo import ModelSpec, build_model
+from hintsearch.search.layer_actors import LayerTask, LayerWorker, TappedNetwork, count_actors, measure_layers
+from hintsearch.search.networks import TrainedNetwork
 from hintsearch.search.ray_session import free_resources, wait_for_resources
 from torch import nn
 
 pytestmark = pytest.mark.usefixtures("shared_ray")
 
 PATHS = ("layer1.0", "layer2.0", "layer3.0")
-IMAGES, CHUNK = 150, 32  # five chunks, the last of 22 images
+IMAGES = 150
 EVERYTHING = {"CPU": 4.0, "GPU": 0.0}
 
 
 @pytest.fixture(scope="module")
-def task(teacher_spec: ModelSpec, teacher_network: nn.Module, splits: DataSplits) -> LayerTask:
-    weights = {name: tensor.numpy() for name, tensor in teacher_network.state_dict().items()}
-    return layer_task(teacher_spec, weights, PATHS, splits, 1000)
+def candidates(teacher_network: nn.Module) -> tuple[Candidate, ...]:
+    return list_candidates(teacher_network, (1, 8, 8))
 
 
 @pytest.fixture(scope="module")
-def in_process(teacher_network: nn.Module, splits: DataSplits) -> LayerSums:
-    """The same sums without Ray: the same chunks, read one after the other."""
-    reader = LayerReader(teacher_network, PATHS)
+def task(
+    teacher_spec: ModelSpec, teacher_network: nn.Module, splits: DataSplits, candidates: tuple[Candidate, ...]
+) -> LayerTask:
+    """All metrics of three layers on 150 images, in 16 chunks of 9 or 10."""
+    return LayerTask(
+        (TappedNetwork(trained(teacher_spec, teacher_network), PATHS),),
+        splits.train,
+        splits.mean,
+        splits.sd,
+        plan_reading(IMAGES, 32),
+        plan_columns([candidate.channels for candidate in candidates], splits.classes, 32, 1e9, seed=0),
+        what_they_read(metric_names()),
+        None,
+    )
+
+
+@pytest.fixture(scope="module")
+def in_process(
+    task: LayerTask, teacher_network: nn.Module, splits: DataSplits, candidates: tuple[Candidate, ...]
+) -> LayerMeasurement:
+    """The same measurement without Ray: the same chunks, read one after the other."""
+    reader = LayerReader(teacher_network, PATHS, task.columns, task.wanted, torch.device("cpu"))
     images = DeviceImages(splits.train, splits.mean, splits.sd, torch.device("cpu"))
-    batches = [(batch.images, batch.labels) for batch in images.in_order(CHUNK)]
-    return merge_all([reader.sums(iter([batch]), splits.classes) for batch in batches])
+    (everything,) = images.in_order(IMAGES)
+    builder = MeasurementBuilder(task.plan, splits.train.labels)
+    bandwidths: tuple[float, ...] | None = None
+    for position, chunk in enumerate(task.plan.chunks):
+        part = slice(chunk.start, chunk.stop)
+        batch = everything.images[part], everything.labels[part]
+        reading = reader.read([batch], chunk.anchors, task.plan.is_held_out(chunk.group), bandwidths)
+        bandwidths = reading.bandwidths
+        builder.add(position, reading)
+    reader.close()
+    return builder.measurement(candidates)
+
+
+def trained(spec: ModelSpec, network: nn.Module) -> TrainedNetwork:
+    return TrainedNetwork(spec, {name: tensor.numpy() for name, tensor in network.state_dict().items()})
 
 
 @dataclass
 class Measured:
     """What a call of `measure_layers` gave; `images` and `workers` are the progress and the actors alive then."""
 
-    sums: LayerSums
+    measurement: LayerMeasurement
     images: list[int]
     workers: list[int]
     free_after: dict[str, float]
 
 
 @pytest.fixture(scope="module")
-def measured(shared_ray: None, task: LayerTask) -> Callable[[int], Measured]:
+def measured(shared_ray: None, task: LayerTask, candidates: tuple[Candidate, ...]) -> Callable[[int], Measured]:
     """The layers measured by so many actors, once for all tests."""
     done: dict[int, Measured] = {}
 
@@ -64,17 +100,20 @@ def measured(shared_ray: None, task: LayerTask) -> Callable[[int], Measured]:
                 images.append(count)
                 workers.append(len(layer_workers()))
 
-            sums = measure_layers(task, CHUNK, actors, on_images=note)
-            done[actors] = Measured(sums, images, workers, free_resources())
+            measurement = measure_layers(task, actors, on_images=note).measurement(candidates)
+            done[actors] = Measured(measurement, images, workers, free_resources())
         return done[actors]
 
     return measure
 
 
-def assert_same(ours: LayerSums, theirs: LayerSums) -> None:
-    assert (ours.count, ours.channels, ours.classes) == (theirs.count, theirs.channels, theirs.classes)
-    np.testing.assert_allclose(ours.mean, theirs.mean, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(ours.moment, theirs.moment, rtol=1e-9, atol=1e-9)
+def assert_same(ours: LayerMeasurement, theirs: LayerMeasurement) -> None:
+    """Every layer metric agrees, which read all that a measurement holds."""
+    found, wanted = (layer_distances(measurement, metric_names()) for measurement in (ours, theirs))
+    for name, matrix in wanted.distances.items():
+        np.testing.assert_allclose(found.distances[name], matrix, rtol=1e-6, atol=1e-7, err_msg=name)
+    for ours_group, their_group in zip(ours.groups, theirs.groups, strict=True):
+        np.testing.assert_allclose(ours_group.sums.moment, their_group.sums.moment, rtol=1e-5, atol=1e-6)
 
 
 def layer_workers() -> list[int]:
@@ -106,25 +145,31 @@ def wait_until_gone(seconds: float = 10) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("actors", [1, 2, 3])
-def test_actors_give_the_sums_of_one_process(
-    measured: Callable[[int], Measured], in_process: LayerSums, actors: int
+@pytest.mark.parametrize("actors", [1, 2, 5])
+def test_actors_give_the_measurement_of_one_process(
+    measured: Callable[[int], Measured], in_process: LayerMeasurement, actors: int
 ) -> None:
-    assert_same(measured(actors).sums, in_process)
+    assert_same(measured(actors).measurement, in_process)
 
 
 def test_number_of_actors_changes_not_a_bit(measured: Callable[[int], Measured]) -> None:
-    for actors in (2, 3):
-        np.testing.assert_array_equal(measured(actors).sums.moment, measured(1).sums.moment)
+    one = measured(1).measurement
+    for actors in (2, 5):
+        other = measured(actors).measurement
+        for ours, theirs in zip(one.groups, other.groups, strict=True):
+            np.testing.assert_array_equal(ours.sums.moment, theirs.sums.moment)
+            np.testing.assert_array_equal(ours.alignment, theirs.alignment)
+        for ours_rows, their_rows in zip(one.anchors + one.held_out, other.anchors + other.held_out, strict=True):
+            np.testing.assert_array_equal(ours_rows, their_rows)
 
 
-@pytest.mark.parametrize("actors", [1, 2, 3])
+@pytest.mark.parametrize("actors", [1, 2, 5])
 def test_so_many_actors_work_at_once(measured: Callable[[int], Measured], actors: int) -> None:
     assert max(measured(actors).workers) == actors
 
 
-def test_images_done_are_counted_up_to_all(measured: Callable[[int], Measured]) -> None:
-    assert measured(1).images == [32, 64, 96, 128, 150]
+def test_images_done_are_counted_up_to_all(measured: Callable[[int], Measured], task: LayerTask) -> None:
+    assert measured(1).images == [chunk.stop for chunk in task.plan.chunks]
 
 
 def test_trap_10_resources_are_back_when_the_layers_are_measured(measured: Callable[[int], Measured]) -> None:
@@ -136,38 +181,101 @@ def test_trap_10_no_actor_is_left_when_the_layers_are_measured(measured: Callabl
     wait_until_gone()
 
 
-def test_killed_actor_changes_no_result(task: LayerTask, in_process: LayerSums) -> None:
+LOGGING_NETWORK = """
+import os
+import time
+import torch
+from hintsearch.models.zoo import ModelSpec, build_model
+
+
+class Logging(torch.nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        with open({log!r}, "a") as log:
+            log.write(f"{{os.getpid()}} {{images.sum().item():.6f}}\\n")
+        time.sleep(0.3)  # so that the other actor is up before all is read
+        return self.network(images)
+
+
+def net(num_classes, in_channels):
+    return Logging(build_model(ModelSpec("resnet8", num_classes, in_channels, width=0.5)))
+"""
+
+
+def test_killed_actor_changes_no_result_and_costs_its_own_chunk_only(
+    task: LayerTask, teacher_network: nn.Module, in_process: LayerMeasurement, tmp_path: Path
+) -> None:
+    log = tmp_path / "forward.log"
+    factory = tmp_path / "logging_network.py"
+    factory.write_text(LOGGING_NETWORK.format(log=str(log)))
+    weights = {f"network.{name}": tensor.numpy() for name, tensor in teacher_network.state_dict().items()}
+    network = TrainedNetwork(ModelSpec(f"{factory}:net", 3, 1), weights)
+    logged = replace(task, networks=(TappedNetwork(network, tuple(f"network.{path}" for path in PATHS)),))
     killed: list[int] = []
 
     def kill_one(_images: int) -> None:
-        if not killed:
-            killed.append(layer_workers()[0])
+        # Once both have read: a chunk of either is then in flight.
+        at_work = {line.split()[0] for line in log.read_text().splitlines()}
+        if not killed and len(at_work) == 2:
+            killed.append(int(min(at_work)))
             os.kill(killed[0], signal.SIGKILL)
 
-    sums = measure_layers(task, CHUNK, 2, on_images=kill_one)
+    measurement = measure_layers(logged, 2, on_images=kill_one).measurement(in_process.candidates)
+    passes = [line.split() for line in log.read_text().splitlines()]
+    assert_same(measurement, in_process)
     assert len(killed) == 1
-    assert_same(sums, in_process)
+    # Every chunk has its own pixel sum: all were read, and at most the one in flight twice.
+    assert len({pixels for _, pixels in passes}) == len(task.plan.chunks)
+    assert len(passes) <= len(task.plan.chunks) + 1
 
 
 def test_trap_10_failing_chunk_raises_and_leaves_no_actor(task: LayerTask) -> None:
-    too_few_classes = LayerTask(**{**task.__dict__, "classes": 2})
+    too_few_classes = replace(task, columns=replace(task.columns, classes=2))
     with pytest.raises(ray.exceptions.RayError):
-        measure_layers(too_few_classes, CHUNK, 1)
+        measure_layers(too_few_classes, 1)
     wait_for_resources(EVERYTHING, 20)
     wait_until_gone()
 
 
-def test_worker_reads_its_share_of_the_images(task: LayerTask, in_process: LayerSums) -> None:
-    worker = LayerWorker(task)
-    bounds = [(start, min(start + CHUNK, IMAGES)) for start in range(0, IMAGES, CHUNK)]
-    assert_same(merge_all([worker.sums(start, stop) for start, stop in bounds]), in_process)
+def test_worker_sends_no_features_that_nobody_reads(task: LayerTask) -> None:
+    worker = LayerWorker(replace(task, wanted=what_they_read(["cka_linear"])))
+    reading = worker.read(task.plan.chunks[-1])
+    assert (len(reading.anchors), len(reading.held_out), reading.bandwidths) == (0, 0, ())
 
 
-@pytest.mark.parametrize(("wanted", "found"), [(40, 40), (1000, 150)])
-def test_task_has_the_first_training_images(task: LayerTask, splits: DataSplits, wanted: int, found: int) -> None:
-    shorter = layer_task(task.teacher, task.weights, PATHS, splits, wanted)
-    assert len(shorter.images) == found
-    np.testing.assert_array_equal(shorter.images.labels, splits.train.labels[:found])
+def test_forward_passes_of_another_size_give_the_same(task: LayerTask) -> None:
+    first = task.plan.chunks[0]
+    whole, parts = (LayerWorker(replace(task, batch=batch)).read(first) for batch in (None, 3))
+    np.testing.assert_allclose(whole.statistics.sums.moment, parts.statistics.sums.moment, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(whole.statistics.zeros, parts.statistics.zeros)
+
+
+def test_networks_side_by_side_read_as_each_alone(
+    task: LayerTask, splits: DataSplits, in_process: LayerMeasurement, candidates: tuple[Candidate, ...]
+) -> None:
+    spec = ModelSpec("resnet8", 3, 1, width=0.25)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        student = build_model(spec)
+    theirs = list_candidates(student, (1, 8, 8))
+    both = replace(
+        task,
+        networks=(*task.networks, TappedNetwork(trained(spec, student), PATHS)),
+        columns=plan_columns([c.channels for c in (*candidates, *theirs)], splits.classes, 32, 1e9, seed=0),
+    )
+    sums = measure_layers(both, 2).measurement((*candidates, *theirs)).evidence().sums
+    alone = in_process.evidence().sums
+    width = sum(alone.channels)
+    np.testing.assert_allclose(sums.moment[:width, :width], alone.moment[:width, :width], rtol=1e-5, atol=1e-6)
+    assert sums.channels == (*alone.channels, *(c.channels for c in theirs))
+
+
+@pytest.mark.parametrize(("wanted", "chunks", "found"), [(None, 16, 4), (3, 16, 3), (None, 2, 2), (5, 3, 3)])
+def test_there_is_an_actor_a_cpu_but_never_more_than_chunks(wanted: int | None, chunks: int, found: int) -> None:
+    assert count_actors(wanted, chunks) == found
 
 
 def test_trap_10_waiting_for_resources_that_are_held_says_what_is_missing() -> None:

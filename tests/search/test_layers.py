@@ -10,10 +10,12 @@ from hintsearch.models.errors import InputError
 from hintsearch.models.weights import weights_sha256
 from hintsearch.models.zoo import ModelSpec
 from hintsearch.search.layers import (
+    LayerPass,
     Layers,
     cached_layers,
     candidates_of,
     compute_layers,
+    plan_pass,
     read_distances,
     write_distances,
 )
@@ -23,13 +25,19 @@ from torch import nn
 
 MATRIX = np.array([[0, 0.25], [0.25, 0]])
 MEASURED = LayerDistances(
-    ("layer1.0", "layer2.0"), {"r2_cca": MATRIX, "effective_rank": 2 * MATRIX}, {"effective_rank": MATRIX[0]}, 430
+    ("layer1.0", "layer2.0"),
+    {"r2_cca": MATRIX, "effective_rank": 2 * MATRIX},
+    {"effective_rank": MATRIX[0]},
+    430,
+    {"r2_cca": np.stack([3 * MATRIX, MATRIX])},
+    (16, 8),
 )
 
 
 def assert_same(ours: LayerDistances, theirs: LayerDistances) -> None:
-    assert (ours.paths, ours.images) == (theirs.paths, theirs.images)
-    for mine, other in ((ours.distances, theirs.distances), (ours.scores, theirs.scores)):
+    assert (ours.paths, ours.images, ours.widths) == (theirs.paths, theirs.images, theirs.widths)
+    for kind in ("distances", "scores", "bootstraps"):
+        mine, other = getattr(ours, kind), getattr(theirs, kind)
         assert list(mine) == list(other)
         for name in mine:
             np.testing.assert_array_equal(mine[name], other[name])
@@ -110,12 +118,20 @@ def teacher(teacher_spec: ModelSpec, teacher_network: nn.Module, tmp_path: Path)
 
 @pytest.fixture
 def study(studied: Callable[..., Study]) -> Study:
-    return studied("layers.images=128", "layers.chunk=64", "layers.actors=1")
+    return studied("layers.images=128", "layers.chunk=64", "layers.actors=1", "layers.bootstraps=3")
 
 
 @pytest.fixture
-def computed(shared_ray: None, cache: Path, study: Study, teacher: Teacher, splits: DataSplits) -> Layers:
-    return compute_layers(study, teacher, splits)
+def layer_pass(study: Study, teacher: Teacher, splits: DataSplits) -> LayerPass:
+    candidates = candidates_of(teacher.spec, splits.image_shape)
+    return plan_pass(study, candidates, len(splits.train), splits.classes)
+
+
+@pytest.fixture
+def computed(
+    shared_ray: None, cache: Path, study: Study, teacher: Teacher, splits: DataSplits, layer_pass: LayerPass
+) -> Layers:
+    return compute_layers(study, teacher, splits, layer_pass)
 
 
 def test_computed_layers_are_found_in_the_cache_for_the_same_study_alone(
@@ -128,13 +144,46 @@ def test_computed_layers_are_found_in_the_cache_for_the_same_study_alone(
     assert_same(cached.distances, computed.distances)
     assert cached.distances.images == 128
     assert list(cached.distances.distances) == list(study.layers.metrics)
+    assert {len(drawn) for drawn in cached.distances.bootstraps.values()} == {3}
 
-    other_images = studied("layers.images=129", "layers.chunk=64")
-    other_data = replace(splits, mean=(0.4,))
-    assert cached_layers(other_images, teacher, splits) is None
+    same = "layers.images=128", "layers.chunk=64", "layers.bootstraps=3"
+    assert cached_layers(studied(*same, "layers.actors=2", "layers.batch=7"), teacher, splits) is not None
+    for other in (
+        "layers.images=129",
+        "layers.chunk=32",
+        "layers.bootstraps=4",
+        "layers.memory_gb=1",
+        "layers.metrics=[r2_cca, cka_linear, effective_rank, class_separation, procrustes]",
+        "seed=1",
+    ):
+        assert cached_layers(studied(*same, other), teacher, splits) is None, other
     assert cached_layers(study, replace(teacher, sha256="another"), splits) is None
-    assert cached_layers(study, teacher, other_data) is None
+    assert cached_layers(study, teacher, replace(splits, mean=(0.4,))) is None
 
 
 def test_empty_cache_has_no_layers(cache: Path, study: Study, teacher: Teacher, splits: DataSplits) -> None:
     assert cached_layers(study, teacher, splits) is None
+
+
+def test_pass_reads_as_many_images_as_there_are(study: Study, layer_pass: LayerPass) -> None:
+    assert layer_pass.plan.images == 128
+    assert layer_pass.columns.channels == (8, 16, 32)
+    assert layer_pass.columns.projected == 0
+
+
+def test_pass_with_too_few_images_for_a_metric_is_refused(studied: Callable[..., Study], teacher: Teacher) -> None:
+    candidates = candidates_of(teacher.spec, (1, 8, 8))
+    with pytest.raises(InputError) as caught:
+        plan_pass(studied("layers.images=63"), candidates, 150, 3)
+    assert str(caught.value) == (
+        "r2_cca needs at least 64 images for layers of 32 channels, but there are 63; "
+        "raise layers.images or data.train_fraction, or leave r2_cca out"
+    )
+
+
+def test_pass_with_little_memory_projects_the_widest_layers(studied: Callable[..., Study], teacher: Teacher) -> None:
+    candidates = candidates_of(teacher.spec, (1, 8, 8))
+    plan = plan_pass(studied("layers.memory_gb=5e-4", "layers.chunk=16"), candidates, 150, 3)
+    assert plan.columns.projected > 0
+    assert plan.columns.widths[0] == min(8, max(plan.columns.widths))
+    assert max(plan.memory.actor, plan.memory.driver) <= 5e5

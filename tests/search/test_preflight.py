@@ -55,7 +55,7 @@ def test_teacher_with_fewer_candidates_than_the_student_has_stages_is_refused(st
 
 def test_too_few_images_for_r2_cca_are_refused(studied: Studied, tmp_path: Path) -> None:
     message = refusal(studied(f"storage.path={tmp_path}", "layers.images=100"), store(tmp_path))
-    assert message.startswith("layers.metrics has r2_cca, which needs 128 images for the teacher's 64 channels, but")
+    assert message.startswith("r2_cca needs at least 128 images for layers of 64 channels, but there are 100; ")
     assert "there are 100;" in message
 
 

@@ -1,7 +1,9 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
+from hintsearch.analysis.layer_statistics import Matrix
 from hintsearch.distill.hint_configuration import HintConfiguration
 from hintsearch.search.events import Suggested
 from hintsearch.search.sampler import ArmSampler, Parameters
@@ -122,3 +124,61 @@ def test_tune_gets_all_that_a_trial_differs_in(resolver: HintResolver, checkpoin
         "init_seed": 4,
         "checkpoint": checkpoint,
     }
+
+
+def test_selection_comes_with_silhouette_and_stability(resolver: HintResolver) -> None:
+    rng = np.random.default_rng(1)
+    bootstraps = {name: matrix + 0.01 * symmetric(rng) for name, matrix in resolver.distances.distances.items()}
+    stacked = {name: np.stack([matrix, matrix]) for name, matrix in bootstraps.items()}
+    measured = replace(resolver, distances=replace(resolver.distances, bootstraps=stacked))
+    _, selection = measured.resolve(8, "", SEARCHED)
+    assert selection is not None
+    assert selection.silhouette is not None
+    assert selection.stability is not None
+    assert -1 <= selection.silhouette <= 1
+    assert 0 < selection.stability <= 1
+
+
+def test_weights_of_metrics_count_in_a_combination(resolver: HintResolver) -> None:
+    weighted = replace(resolver, metric_weights={"r2_cca": 1e6, "cka_linear": 5.0})
+    alone = {**SEARCHED, "hints.metrics": "r2_cca"}
+    _, ours = weighted.resolve(8, "", SEARCHED)
+    _, theirs = resolver.resolve(8, "", alone)
+    assert ours is not None
+    assert theirs is not None
+    assert ours.points == theirs.points
+    # Those of the subset only, in its order.
+    assert ours.weights == (1e6, 1.0)
+
+
+def test_auto_takes_the_number_of_clusters_with_the_best_silhouette(resolver: HintResolver) -> None:
+    found = {}
+    for clusters in range(2, 9):
+        _, selection = resolver.resolve(8, "", {**SEARCHED, "hints.clusters": clusters})
+        assert selection is not None
+        found[len(selection.points)] = selection.silhouette
+    _, chosen = resolver.resolve(8, "", {**SEARCHED, "hints.clusters": "auto"})
+    assert chosen is not None
+    assert chosen.silhouette == max(value for value in found.values() if value is not None)
+
+
+def test_pairing_of_a_suggestion_reads_the_similarities(resolver: HintResolver) -> None:
+    similarity = np.zeros((9, 3))
+    similarity[:, 1] = 1.0
+    measured = replace(resolver, similarity=similarity)
+    configuration, _ = measured.resolve(8, "", {**SEARCHED, "hints.pairing": "by_similarity"})
+    assert {student for _, student in layers(configuration)} == {"layer2.0"}
+
+
+def test_controls_are_paired_by_depth_whatever_the_search_may_do(resolver: HintResolver, digits: Study) -> None:
+    similarity = np.zeros((9, 3))
+    similarity[:, 1] = 1.0
+    parameters = control_parameters(digits, "stage_ends")
+    plain, _ = resolver.resolve(3, "stage_ends", parameters)
+    measured, _ = replace(resolver, similarity=similarity).resolve(3, "stage_ends", parameters)
+    assert layers(plain) == layers(measured)
+
+
+def symmetric(rng: np.random.Generator) -> Matrix:
+    half = np.triu(rng.random((9, 9)), 1)
+    return half + half.T

@@ -90,22 +90,23 @@ class CommandLine:
         out, err = process.communicate(timeout=timeout)
         return Ended(process.returncode, out, err)
 
-    def processes(self) -> list[int]:
-        """Living processes that were started by this command line."""
+    def processes(self, but: Sequence[str] = ()) -> list[int]:
+        """Living processes that were started by this command line; `but`: names that do not count."""
         found = []
         for entry in Path("/proc").iterdir():
             try:
                 if entry.name.isdigit() and self.mark.encode() in (entry / "environ").read_bytes():
                     state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-                    found += [int(entry.name)] if state != "Z" else []
+                    named = (entry / "cmdline").read_text().startswith(tuple(but)) if but else False
+                    found += [int(entry.name)] if state != "Z" and not named else []
             except OSError:
                 continue
         return found
 
-    def wait_until_gone(self, seconds: float = 30) -> list[int]:
+    def wait_until_gone(self, seconds: float = 30, but: Sequence[str] = ()) -> list[int]:
         """What is still alive after waiting."""
-        wait_for(lambda: not self.processes(), seconds)
-        return self.processes()
+        wait_for(lambda: not self.processes(but), seconds)
+        return self.processes(but)
 
 
 def call(arguments: Sequence[str], folder: Path, cache: Path) -> Ended:

@@ -1,0 +1,144 @@
+"""How alike the teacher's layers are to those of a student that learnt by logits alone: what `by_similarity` pairs by.
+
+The student is that of the `kd_only` control with the study's default values. Training it and measuring both networks on
+the same images happens once; the result is cached by content.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from ..analysis.layer_reading import Wanted
+from ..analysis.layer_statistics import Matrix
+from ..analysis.pairwise_metrics import cka_linear
+from ..analysis.reading_plan import plan_columns, plan_reading
+from ..distill.data import DataSplits
+from ..distill.hint_configuration import HintConfiguration
+from ..distill.trainer import Seeds
+from ..models.candidates import Candidate
+from ..models.errors import InputError, reason
+from ..models.files import replacing
+from ..models.zoo import own_factory_sha256
+from .layer_actors import LayerTask, TappedNetwork, measure_layers
+from .layers import METRICS_VERSION
+from .networks import TrainedNetwork
+from .places import cache_folder
+from .study import Study
+from .teacher import TRAINING_VERSION, Teacher, student_spec
+from .training import OnEpoch, TrainingTask, train_on_cluster
+
+
+def cached_similarity(study: Study, teacher: Teacher, splits: DataSplits) -> Matrix | None:
+    """The similarities from the cache, or None.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = _cache_path(study, teacher, splits)
+    if not path.is_file():
+        return None
+    try:
+        similarity: Matrix = np.load(path, allow_pickle=False)
+    except Exception as error:
+        # A damaged file makes the decoder raise anything.
+        raise InputError(f"{path} cannot be read ({reason(error)}); remove it to compute it again") from error
+    return similarity
+
+
+def compute_similarity(
+    study: Study,
+    teacher: Teacher,
+    splits: DataSplits,
+    candidates: tuple[tuple[Candidate, ...], tuple[Candidate, ...]],
+    on_epoch: OnEpoch | None = None,
+    on_images: Callable[[int], None] | None = None,
+) -> Matrix:
+    """Trains the student, measures both networks, and puts the result into the cache; Ray must be running.
+
+    Args:
+        study: its space, recipe, budget and layers sections are used.
+        teacher: what the student learns from.
+        splits: training and validation images.
+        candidates: of the teacher and of the student.
+        on_epoch: called with each epoch's figures and the number of epochs.
+        on_images: called with the number of images done so far.
+
+    Returns:
+        Linear CKA [teacher's candidates, student's candidates], 0..1.
+    """
+    task = _student_task(study, teacher, splits)
+    weights = train_on_cluster(task, splits, study.resources, on_epoch)
+    student = TrainedNetwork(task.spec, {name: tensor.numpy() for name, tensor in weights.items()})
+    ours, theirs = candidates
+    measured = (*ours, *theirs)
+    plan = plan_reading(min(study.layers.images, len(splits.train)), study.layers.chunk)
+    layer_task = LayerTask(
+        (TappedNetwork(teacher.trained(), _paths(ours)), TappedNetwork(student, _paths(theirs))),
+        splits.train.subset(np.arange(plan.images)),
+        splits.mean,
+        splits.sd,
+        plan,
+        plan_columns(
+            [candidate.channels for candidate in measured],
+            splits.classes,
+            study.layers.chunk,
+            study.layers.memory_gb * 1e9,
+            study.seed,
+        ),
+        Wanted(),
+        study.layers.batch,
+    )
+    evidence = measure_layers(layer_task, study.layers.actors, on_images).measurement(measured).evidence()
+    similarity = 1 - cka_linear(evidence)[: len(ours), len(ours) :]
+    with replacing(_cache_path(study, teacher, splits)) as temporary, temporary.open("wb") as file:
+        np.save(file, similarity)
+    return similarity
+
+
+def _student_task(study: Study, teacher: Teacher, splits: DataSplits) -> TrainingTask:
+    """The training of the `kd_only` control's first trial."""
+    weight, temperature = study.space.weight, study.space.temperature
+    hints = HintConfiguration(
+        classification_weight=weight.classification.default,
+        logit_weight=weight.logit.default,
+        logit_loss=study.space.loss.logit,
+        temperature=temperature.default,
+    )
+    lr = study.space.lr.default if study.space.lr else None
+    return TrainingTask(
+        student_spec(study, splits),
+        study.recipe.recipe(lr),
+        study.budget.rungs,
+        Seeds(study.seed, study.seed),
+        hints,
+        teacher.trained(),
+    )
+
+
+def _paths(candidates: tuple[Candidate, ...]) -> tuple[str, ...]:
+    return tuple(candidate.path for candidate in candidates)
+
+
+def _cache_path(study: Study, teacher: Teacher, splits: DataSplits) -> Path:
+    task = _student_task(study, teacher, splits)
+    assert task.hints is not None
+    made_by = {
+        "version": [METRICS_VERSION, TRAINING_VERSION],
+        "teacher": teacher.sha256,
+        "teacher_spec": asdict(teacher.spec),
+        "student": asdict(task.spec),
+        "factories": [own_factory_sha256(teacher.spec.name), own_factory_sha256(task.spec.name)],
+        "data": splits.sha256(),
+        "recipe": asdict(task.recipe),
+        "rungs": task.rungs,
+        "hints": task.hints.to_dict(),
+        "seed": study.seed,
+        "student_candidates": study.student.candidates,
+        **study.layers.model_dump(include={"candidates", "images", "chunk", "memory_gb"}),
+    }
+    key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
+    return cache_folder() / "similarity" / f"{key}.npy"

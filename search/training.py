@@ -1,0 +1,88 @@
+"""Training one network on the cluster outside of Tune: the teacher, or the student that layers are compared with."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+from numpy.typing import NDArray
+
+from ..distill.data import DataSplits
+from ..distill.hint_configuration import HintConfiguration
+from ..distill.trainer import EpochResult, Recipe, Seeds, Trainer
+from ..models.weights import StateDict
+from ..models.zoo import ModelSpec
+from .networks import TrainedNetwork
+from .study import ResourcesSection
+
+OnEpoch = Callable[[EpochResult, int], None]
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """What to train.
+
+    Attributes:
+        spec: the network.
+        recipe: how.
+        rungs: epochs at which a complete schedule ends.
+        seeds: of data and weights.
+        hints: what it learns from a teacher.
+        teacher: that teacher; None if the hints need none.
+    """
+
+    spec: ModelSpec
+    recipe: Recipe
+    rungs: tuple[int, ...]
+    seeds: Seeds
+    hints: HintConfiguration | None = None
+    teacher: TrainedNetwork | None = None
+
+
+def train_on_cluster(
+    task: TrainingTask, splits: DataSplits, resources: ResourcesSection, on_epoch: OnEpoch | None = None
+) -> StateDict:
+    """Trains a network as one Ray task with the resources of a trial; Ray must be running.
+
+    Args:
+        task: what to train.
+        splits: training and validation images.
+        resources: of a study.
+        on_epoch: called with each epoch's figures and the number of epochs.
+
+    Returns:
+        Its weights after the last epoch.
+    """
+    # Asked for even where there is none yet: a cluster that scales from zero starts a worker for it.
+    gpus = 1.0 if resources.gpus_per_trial else min(1.0, float(ray.cluster_resources().get("GPU", 0)))
+    cpus = resources.cpus_per_trial
+    # Typed Any: Ray's types know no streaming generators.
+    remote: Any = ray.remote(_train).options(num_cpus=cpus, num_gpus=gpus, num_returns="streaming")
+    weights: StateDict = {}
+    for reference in remote.remote(ray.put(task), ray.put(splits), cpus, gpus > 0):
+        item = ray.get(reference)
+        if isinstance(item, EpochResult):
+            if on_epoch:
+                on_epoch(item, task.rungs[-1])
+        else:
+            weights = {name: torch.from_numpy(array.copy()) for name, array in item.items()}
+    return weights
+
+
+def _train(
+    task: TrainingTask, splits: DataSplits, threads: int, on_gpu: bool
+) -> Iterator[EpochResult | dict[str, NDArray[Any]]]:
+    torch.set_num_threads(threads)
+    trainer = Trainer(
+        task.spec,
+        splits,
+        task.recipe,
+        task.rungs,
+        task.seeds,
+        hints=task.hints,
+        teacher=task.teacher.build() if task.teacher else None,
+        device="cuda" if on_gpu else "cpu",
+    )
+    yield from trainer.epochs()
+    yield {name: tensor.cpu().numpy() for name, tensor in trainer.student.state_dict().items()}
