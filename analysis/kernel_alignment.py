@@ -1,22 +1,35 @@
 """Gram matrices of many layers at once, and the unbiased alignment of all their pairs by one multiplication."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-# An HSIC below this is that of a layer without spread, for Gaussian Grams, whose entries are at most 1.
-SMALLEST_ALIGNMENT = 1e-16
+# An HSIC below this is that of a layer without spread: rounding, for Gaussian Grams, whose entries are at most 1.
+SMALLEST_ALIGNMENT = 1e-12
 # Of a squared distance, in units of the last place of the squares it was subtracted from.
 _ROUNDING = 64
 
 
-def linear_gram(features: Tensor) -> Tensor:
-    """X Xᵀ of the features less their mean; [n, ...] → [n, n].
+def linear_grams(features: Sequence[Tensor]) -> Tensor:
+    """X Xᵀ of every layer's features less their mean, stacked; [n, ...] each → [L, n, n].
 
-    The unbiased HSIC is the same with or without the mean, which would only cost digits.
+    The unbiased HSIC is the same with the mean, which would only cost it digits.
     """
-    flat = features.flatten(1)
-    flat = flat - flat.mean(dim=0)
-    return flat @ flat.t()
+    size = len(features[0])
+    half = size // 2
+    grams = features[0].new_empty(len(features), size, size)
+    for feature, gram in zip(features, grams, strict=True):
+        flat = feature.flatten(1)
+        flat = flat - flat.mean(dim=0)
+        if flat.shape[1] <= size:
+            torch.mm(flat, flat.t(), out=gram)
+            continue
+        # A quarter of a large symmetric product is worth copying.
+        torch.mm(flat[:half], flat[:half].t(), out=gram[:half, :half])
+        torch.mm(flat[half:], flat.t(), out=gram[half:])
+        gram[:half, half:] = gram[half:, :half].t()
+    return grams
 
 
 def gaussian_gram(features: Tensor, bandwidth: float) -> Tensor:
@@ -52,14 +65,14 @@ def squared_distances(features: Tensor) -> Tensor:
 def stacked_hsic(grams: Tensor) -> Tensor:
     """Unbiased HSIC of all pairs of layers (Song et al. 2012, JMLR 13; Nguyen et al. 2021, arXiv 2010.15327).
 
-    Each Gram is centred once (U-centring, Székely & Rizzo 2014); the estimator of a pair is then an inner product, and
-    all pairs are one matrix multiplication.
+    With the diagonals 0, n(n−3)·HSIC = Σ K_ij L_ij + ΣK·ΣL/((n−1)(n−2)) − 2/(n−2)·Σ_i (ΣK_i)(ΣL_i): the first term of
+    all pairs is one matrix multiplication, and the others need the sums of the rows only.
 
     Args:
-        grams: [L, n, n] symmetric, n ≥ 4; overwritten.
+        grams: [L, n, n] symmetric, n ≥ 4, float64 unless the Grams are centred; their diagonals are set to 0.
 
     Returns:
-        [L, L], an inner product: never below 0 on the diagonal.
+        [L, L], an inner product: below 0 on the diagonal by rounding only.
 
     Raises:
         ValueError: n < 4.
@@ -68,11 +81,10 @@ def stacked_hsic(grams: Tensor) -> Tensor:
     if size < 4:
         raise ValueError(f"the unbiased HSIC needs minibatches of at least 4 images, but there are {size}")
     grams.diagonal(dim1=1, dim2=2).zero_()
-    rows = grams.sum(dim=2) / (size - 2)
-    totals = rows.sum(dim=1) / (size - 1)
-    grams -= rows[:, :, None]
-    grams -= rows[:, None, :]
-    grams += totals[:, None, None]
-    grams.diagonal(dim1=1, dim2=2).zero_()
+    rows = grams.sum(dim=2)
+    totals = rows.sum(dim=1)
     flat = grams.flatten(1)
-    return flat @ flat.t() / (size * (size - 3))
+    same = flat @ flat.t()
+    return (same + torch.outer(totals, totals) / ((size - 1) * (size - 2)) - rows @ rows.t() * (2 / (size - 2))) / (
+        size * (size - 3)
+    )

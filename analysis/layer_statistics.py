@@ -148,7 +148,7 @@ def resampled(groups: Sequence[LayerStatistics], times: Sequence[int]) -> LayerS
     between = (steps - step) * np.sqrt(counts)[:, None]
     moment = between.T @ between
     for group, share in drawn:
-        moment += share * group.sums.moment
+        moment += group.sums.moment if share == 1 else share * group.sums.moment
     sums = LayerSums(int(counts.sum()), means[0] + step, moment, first.channels, first.classes)
     return LayerStatistics(
         sums,
