@@ -97,6 +97,10 @@ class LayerWorker:
         self._task, self._device = task, device
         self._reader = LayerReader(networks, paths, task.columns, task.wanted, device)
 
+    def is_up(self) -> bool:
+        """True once the network is built."""
+        return True
+
     def read(self, chunk: Chunk, bandwidths: tuple[float, ...] | None = None) -> ChunkReading:
         """Reads a chunk in one forward pass of each image; without bandwidths, its own are measured."""
         task = self._task
@@ -113,7 +117,7 @@ class LayerWorker:
 
 def count_actors(wanted: int | None, chunks: int) -> int:
     """How many actors will read: as wanted, else one a GPU, else one a CPU, at least two; never more than chunks."""
-    return min(wanted or max(2, int(cluster_gpus() or cluster_cpus())), chunks)
+    return min(wanted or int(cluster_gpus()) or max(2, int(cluster_cpus())), chunks)
 
 
 def measure_layers(
@@ -126,7 +130,7 @@ def measure_layers(
 
     Args:
         task: what to measure.
-        actors: number of actors; None: see `count_actors`.
+        actors: number of actors; None: one a GPU, else one a CPU, at least two.
         on_images: called with the number of images done so far.
 
     Returns:
@@ -162,14 +166,16 @@ def measure_layers(
 
 
 class _Pool:
-    """Actors that read chunks; one that dies is replaced."""
+    """Actors that read chunks. Only those that are up get work: one that died may never find a place again."""
 
     def __init__(self, task: Any, count: int, share: dict[str, float], on_gpu: bool) -> None:
         self._task, self._share, self._on_gpu = task, share, on_gpu
-        self._actors = [self._make_actor() for _ in range(count)]
-
-    def _make_actor(self) -> Any:
-        return ray.remote(LayerWorker).options(**self._share).remote(self._task, self._on_gpu)
+        self._actors: dict[int, Any] = {}
+        self._starting: dict[Any, int] = {}
+        self._idle: deque[int] = deque()
+        self._failed_starts = 0
+        for place in range(count):
+            self._start_actor(place)
 
     def readings(
         self, chunks: Sequence[tuple[int, Chunk]], bandwidths: tuple[float, ...] | None
@@ -179,15 +185,18 @@ class _Pool:
         running: dict[Any, tuple[int, int, Chunk]] = {}
         losses: dict[int, int] = {}
 
-        def start(place: int) -> None:
-            if waiting:
-                position, chunk = waiting.popleft()
+        def hand_out() -> None:
+            while waiting and self._idle:
+                place, (position, chunk) = self._idle.popleft(), waiting.popleft()
                 running[self._actors[place].read.remote(chunk, bandwidths)] = (place, position, chunk)
 
-        for place in range(len(self._actors)):
-            start(place)
-        while running:
-            (reference,), _ = ray.wait(list(running))
+        left = len(chunks)
+        while left:
+            hand_out()
+            (reference,), _ = ray.wait([*running, *self._starting])
+            if reference in self._starting:
+                self._note_started(reference)
+                continue
             place, position, chunk = running.pop(reference)
             try:
                 reading = ray.get(reference)
@@ -195,15 +204,36 @@ class _Pool:
                 losses[position] = losses.get(position, 0) + 1
                 if losses[position] >= MOST_LOSSES:
                     raise
-                # Its actor may live on if only the object was lost: two would share one GPU.
-                ray.kill(self._actors[place])
-                self._actors[place] = self._make_actor()
+                self._start_actor(place)
                 waiting.appendleft((position, chunk))
-            else:
-                yield position, reading
-            start(place)
+                continue
+            self._idle.append(place)
+            left -= 1
+            # The actor reads on while its last reading is merged.
+            hand_out()
+            yield position, reading
 
     def close(self) -> None:
         """Ends the actors at once."""
-        for actor in self._actors:
+        for actor in self._actors.values():
             ray.kill(actor)
+
+    def _start_actor(self, place: int) -> None:
+        if place in self._actors:
+            # It may live on if only the object was lost: two would share one GPU.
+            ray.kill(self._actors[place])
+        actor = ray.remote(LayerWorker).options(**self._share).remote(self._task, self._on_gpu)
+        self._actors[place] = actor
+        self._starting[actor.is_up.remote()] = place
+
+    def _note_started(self, reference: Any) -> None:
+        place = self._starting.pop(reference)
+        try:
+            ray.get(reference)
+        except _LOST:
+            self._failed_starts += 1
+            if self._failed_starts >= MOST_LOSSES:
+                raise
+            self._start_actor(place)
+        else:
+            self._idle.append(place)

@@ -60,14 +60,22 @@ def free_resources() -> dict[str, float]:
 def wait_for_resources(wanted: dict[str, float], seconds: float = 60) -> None:
     """Waits until as much is free again as `free_resources` once said; Tune would wait for ever.
 
+    What went with a node that died is not waited for.
+
     Raises:
         TimeoutError: something holds on to it.
     """
     deadline = time.monotonic() + seconds
-    while any((free := free_resources())[kind] < amount - 1e-6 for kind, amount in wanted.items()):
+    while _is_held(free := free_resources(), wanted):
         if time.monotonic() > deadline:
             raise TimeoutError(
                 f"after {seconds:g} s only {free['CPU']:g} of {wanted['CPU']:g} CPUs and {free['GPU']:g} of "
                 f"{wanted['GPU']:g} GPUs are free; something else runs on this Ray cluster"
             )
         time.sleep(0.05)
+
+
+def _is_held(free: dict[str, float], wanted: dict[str, float]) -> bool:
+    there = ray.cluster_resources()
+    # The smallest step of a share is 0.0001.
+    return any(free[kind] < min(amount, float(there.get(kind, 0))) - 1e-6 for kind, amount in wanted.items())
