@@ -364,18 +364,22 @@ def timed(work: Callable[[], object], device: str) -> float:
 
 
 def scaling(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Seconds of the layer pass by Ray actors against images, actors and candidates; one run each."""
-    rows: list[dict[str, Any]] = []
+    """Seconds of the layer pass by Ray actors against images, actors and candidates; medians of rounds in turn."""
     spec = ModelSpec("resnet56", 100, 3)
     every = tuple(candidate.path for candidate in list_candidates(build_model(spec), (3, 32, 32)))
+    # (images, actors, candidates)
+    cases = [(1024, 1, every), (2048, 1, every), (4096, 1, every), (4096, 2, every)]
+    cases += [(4096, 1, every[step - 1 :: step]) for step in (9, 3)]
+    seconds: list[list[float]] = [[] for _ in cases]
     with ray_session(None):
         actor_seconds(spec, every, 512, 1)  # starts Ray's workers
-        for images in (1024, 2048, 4096):
-            rows.append({"images": images, "actors": 1, "candidates": 27} | actor_seconds(spec, every, images, 1))
-        rows.append({"images": 4096, "actors": 2, "candidates": 27} | actor_seconds(spec, every, 4096, 2))
-        for step in (9, 3):
-            chosen = every[step - 1 :: step]
-            rows.append({"images": 4096, "actors": 1, "candidates": len(chosen)} | actor_seconds(spec, chosen, 4096, 1))
+        for _ in range(options.rounds):
+            for times, (images, actors, paths) in zip(seconds, cases, strict=True):
+                times.append(actor_seconds(spec, paths, images, actors))
+    rows = [
+        {"images": images, "actors": actors, "candidates": len(paths), "seconds": statistics.median(times)}
+        for times, (images, actors, paths) in zip(seconds, cases, strict=True)
+    ]
     table = Table(title="The layer pass of resnet56 by Ray actors, all metrics, actors' start left out")
     for column in ("images", "actors", "candidates", "seconds", "images a second"):
         table.add_column(column, justify="right")
@@ -386,8 +390,8 @@ def scaling(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     return {"scaling": rows}
 
 
-def actor_seconds(spec: ModelSpec, paths: tuple[str, ...], images: int, actors: int) -> dict[str, float]:
-    """Seconds from the end of the first chunk, when an actor is up, scaled to all images."""
+def actor_seconds(spec: ModelSpec, paths: tuple[str, ...], images: int, actors: int) -> float:
+    """Seconds of the second half of the images, when all actors are up, times two."""
     rng = np.random.default_rng(0)
     model = calibrated(build_model(spec), (3, 32, 32))
     weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
@@ -409,9 +413,8 @@ def actor_seconds(spec: ModelSpec, paths: tuple[str, ...], images: int, actors: 
     )
     marks: list[tuple[int, float]] = []
     measure_layers(task, actors, on_images=lambda done: marks.append((done, time.perf_counter())))
-    # The first chunk of every actor waits for its start.
-    (first, began), (last, ended) = marks[actors - 1], marks[-1]
-    return {"seconds": (ended - began) * images / (last - first)}
+    (first, began), (last, ended) = marks[len(marks) // 2], marks[-1]
+    return (ended - began) * images / (last - first)
 
 
 def show_limits(figures: dict[str, Any], console: Console) -> None:
