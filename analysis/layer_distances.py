@@ -42,6 +42,12 @@ class LayerDistances:
         """
         return self._combined(self.distances, metrics, weights)
 
+    def tell_apart(self, metrics: Sequence[str]) -> bool:
+        """Whether the combined distances of different layers differ at all; a single pair cannot."""
+        combined = self.combined(metrics)
+        upper = combined[np.triu_indices(len(self.paths), 1)]
+        return len(upper) < 2 or float(np.ptp(upper)) > 0
+
     def combined_bootstraps(self, metrics: Sequence[str], weights: Mapping[str, float] | None = None) -> Matrix:
         """As `combined`, for each bootstrap: [B, L, L]; B is 0 if none were drawn."""
         if not self.bootstraps:

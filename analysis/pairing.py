@@ -80,6 +80,13 @@ def pair_by_depth(
     return tuple((point, _nearest(point, teacher_depth, student, len(student))) for point in points)
 
 
+def used_pairing(selector: str, pairing: str) -> str:
+    """How `pair_hints` pairs: a control's points by depth, those of `reversed` backwards, whatever is asked for."""
+    if selector not in CONTROL_SELECTORS:
+        return pairing
+    return "backwards" if selector == "reversed" else BY_DEPTH
+
+
 PAIRINGS.register(
     BY_DEPTH,
     source="Keser et al. 2023, arXiv 2103.00053; ours for other numbers of points",

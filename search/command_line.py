@@ -1,6 +1,7 @@
 """The command line: `hintsearch`, also `python -m hintsearch`."""
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -52,8 +53,20 @@ def main() -> NoReturn:
         sys.exit(BAD_INPUT)
     except SystemExit as ended:
         # Typer's code for a Ctrl-C.
-        sys.exit(INTERRUPTED if ended.code == 130 else ended.code)
+        if ended.code != 130:
+            sys.exit(ended.code)
+        _say_how_to_go_on()
+        sys.exit(INTERRUPTED)
     sys.exit(DONE)
+
+
+def _say_how_to_go_on() -> None:
+    from .resuming import program
+
+    print(
+        f"Interrupted; what was finished is cached. Go on with:\n  {program()} {shlex.join(sys.argv[1:])}",
+        file=sys.stderr,
+    )
 
 
 def _print_version(wanted: bool) -> None:

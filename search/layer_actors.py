@@ -222,7 +222,7 @@ class _Pool:
         if place in self._actors:
             # It may live on if only the object was lost: two would share one GPU.
             ray.kill(self._actors[place])
-        actor = ray.remote(LayerWorker).options(**self._share).remote(self._task, self._on_gpu)
+        actor: Any = ray.remote(LayerWorker).options(**self._share).remote(self._task, self._on_gpu)
         self._actors[place] = actor
         self._starting[actor.is_up.remote()] = place
 

@@ -65,7 +65,7 @@ def hints(
 ) -> None:
     """Choose hint points without training a student, and draw them."""
     from ..analysis.hint_selection import AUTO, CONTROL_SELECTORS, SELECTORS
-    from ..analysis.pairing import BY_SIMILARITY, PAIRINGS
+    from ..analysis.pairing import BY_SIMILARITY, PAIRINGS, used_pairing
     from .figures import check_folder, hint_figures, write_figures
     from .preflight import check_clusters, check_without_data
     from .preparation import HintChoice, choose_hints, prepare, with_similarity
@@ -84,16 +84,19 @@ def hints(
     folder = _figures_folder(output, loaded)
     check_folder(folder)
     prepared = prepare(loaded, view, address)
-    if pairing == BY_SIMILARITY and prepared.similarity is None:
+    used = used_pairing(selector, pairing)
+    if used == BY_SIMILARITY and prepared.similarity is None:
         prepared = with_similarity(prepared, loaded, view, address)
     selection, pairs = choose_hints(prepared, HintChoice(points, names, weights, selector, pairing, loaded.seed))
-    view.selection(selection, pairs, pairing)
+    view.selection(selection, pairs, used)
+    if selection.metrics and not prepared.layers.distances.tell_apart(selection.metrics):
+        view.say(f"{', '.join(selection.metrics)} finds all layers equally far apart: these clusters mean nothing.")
     pictures = write_figures(folder, hint_figures(prepared.layers, selection))
     view.figures(pictures)
     view.document(
         {
             **asdict(selection),
-            "pairing": pairing,
+            "pairing": used,
             "pairs": [{"teacher_layer": ours, "student_layer": theirs} for ours, theirs in pairs],
             "figures": [str(path) for path in pictures],
         }
@@ -134,6 +137,8 @@ def _weighted(part: str, weights: dict[str, float]) -> str:
     from ..analysis.layer_distances import check_weight
 
     name, separator, weight = (piece.strip() for piece in part.partition("="))
+    if not name:
+        raise InputError("--metrics has an empty name between its commas; write a,b or a,b=2")
     if separator:
         try:
             number = float(weight)

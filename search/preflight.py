@@ -74,7 +74,10 @@ def check_shapes(study: Study, classes: int, image_shape: tuple[int, int, int]) 
         _spec(study.student.model, study.student.width, classes, image_shape), image_shape, study.student.candidates
     )
     stages = len(stage_ends(student))
-    check_clusters("space.hints.clusters.high", study.space.hints.clusters.high, study.teacher.model, len(teacher))
+    clusters = study.space.hints.clusters
+    # What `auto` chooses always fits.
+    if not clusters.auto:
+        check_clusters("space.hints.clusters.high", clusters.high, study.teacher.model, len(teacher))
     check_clusters("the controls' K", stages, study.teacher.model, len(teacher))
     return Shapes(teacher, student, stages)
 

@@ -14,12 +14,12 @@ from ..analysis.stability import with_stability
 from ..distill.data import DataSplits, load_data
 from ..models.candidates import Candidate, stage_ends
 from .layer_actors import count_actors
-from .layers import Layers, cached_layers, candidates_of, compute_layers, plan_pass
+from .layers import LayerPass, Layers, cached_layers, candidates_of, compute_layers, plan_pass
 from .places import cache_folder
 from .ray_session import ray_session
-from .similarity import cached_similarity, compute_similarity
+from .similarity import cached_similarity, compute_similarity, plan_side_by_side, train_reference_student
 from .study import Study
-from .teacher import Teacher, find_teacher, student_spec, train_teacher
+from .teacher import Teacher, find_teacher, student_spec, teacher_spec, train_teacher
 from .view import View
 
 
@@ -71,10 +71,13 @@ def prepare(study: Study, view: View, address: str | None = None, recompute: boo
         InputError: data, teacher or layers are not as the study says.
     """
     splits = study_data(study)
+    # Before a teacher is trained for it.
+    candidates = candidates_of(teacher_spec(study, splits), splits.image_shape, study.layers.candidates)
+    layer_pass = plan_pass(study, candidates, len(splits.train), splits.classes)
     teacher = prepare_teacher(study, splits, view, address)
     layers = None if recompute else cached_layers(study, teacher, splits)
     if layers is None:
-        layers = _measured_layers(study, teacher, splits, view, address)
+        layers = _measured_layers(study, teacher, splits, layer_pass, view, address)
     student = candidates_of(student_spec(study, splits), splits.image_shape, study.student.candidates)
     preparation = Preparation(splits, teacher, layers, student)
     if BY_SIMILARITY in study.space.hints.pairings:
@@ -87,20 +90,19 @@ def with_similarity(preparation: Preparation, study: Study, view: View, address:
     splits, teacher = preparation.splits, preparation.teacher
     similarity = cached_similarity(study, teacher, splits)
     if similarity is None:
-        candidates = preparation.layers.candidates, preparation.student
-        images = min(study.layers.images, len(splits.train))
-        with (
-            ray_session(address),
-            view.network_training(f"the student {study.student.model} by logits alone") as on_epoch,
-            view.layer_pass("measuring teacher and student side by side", images) as progress,
-        ):
-            similarity = compute_similarity(study, teacher, splits, candidates, on_epoch, progress.on_images)
+        layer_pass = plan_side_by_side(study, (*preparation.layers.candidates, *preparation.student), splits)
+        with ray_session(address):
+            with view.network_training(f"the student {study.student.model} by logits alone") as on_epoch:
+                student = train_reference_student(study, teacher, splits, on_epoch)
+            view.layer_plan(layer_pass, count_actors(study.layers.actors, len(layer_pass.plan.chunks)))
+            with view.layer_pass("measuring teacher and student side by side", layer_pass.plan.images) as progress:
+                similarity = compute_similarity(study, teacher, student, splits, layer_pass, progress.on_images)
     return replace(preparation, similarity=similarity)
 
 
-def _measured_layers(study: Study, teacher: Teacher, splits: DataSplits, view: View, address: str | None) -> Layers:
-    candidates = candidates_of(teacher.spec, splits.image_shape, study.layers.candidates)
-    layer_pass = plan_pass(study, candidates, len(splits.train), splits.classes)
+def _measured_layers(
+    study: Study, teacher: Teacher, splits: DataSplits, layer_pass: LayerPass, view: View, address: str | None
+) -> Layers:
     with ray_session(address):
         view.layer_plan(layer_pass, count_actors(study.layers.actors, len(layer_pass.plan.chunks)))
         with view.layer_pass(

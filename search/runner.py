@@ -359,25 +359,27 @@ def _conclude(
     record = None if missing else read_search(tracked.client, began.name)
     hints: Path | None = None
     if record is not None and not interrupted:
-        winner = record.winner()
-        if winner:
+        if record.winner():
             hints = folder / HINTS_FILE
             export_hints(tracked.client, record, hints)
             tracked.add_file(hints, "")
-            for picture in _winner_figures(log, winner.number, preparation.layers):
-                tracked.add_file(picture, FIGURES)
+        for picture in _hint_figures(log, record, preparation.layers):
+            tracked.add_file(picture, FIGURES)
         tracked.close(tracked.parent_run_id, "FINISHED", {"outcome": "completed"})
     images = len(preparation.splits.validation)
     return SearchResult(began.name, folder, began.tracking_uri, record, hints, interrupted, images, missing)
 
 
-def _winner_figures(log: SearchLog, number: int, layers: Layers) -> list[Path]:
-    """The pictures of the winner's hint points; none if it has no hints."""
-    chosen = log.history.trials[number].suggested.selection
-    if not chosen:
-        return []
-    selection = HintSelection.from_dict(chosen)
-    return write_figures(log.path.parent / FIGURES, hint_figures(layers, selection))
+def _hint_figures(log: SearchLog, record: SearchRecord, layers: Layers) -> list[Path]:
+    """The pictures of the winner's hint points, or of the search's best if no metrics chose the winner's."""
+    winner = record.winner()
+    rows = [*([winner] if winner else []), *(row for row in record.trials if row.arm == "search")]
+    for row in rows:
+        chosen = log.history.trials[row.number].suggested.selection
+        if chosen and chosen["metrics"]:
+            figures = hint_figures(layers, HintSelection.from_dict(chosen))
+            return write_figures(log.path.parent / FIGURES, figures)
+    return []
 
 
 def _announcement(name: str, study: Study, cost: Estimate) -> str:

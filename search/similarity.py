@@ -15,7 +15,7 @@ import numpy as np
 from ..analysis.layer_reading import Wanted
 from ..analysis.layer_statistics import Matrix
 from ..analysis.pairwise_metrics import cka_linear
-from ..analysis.reading_plan import plan_columns, plan_reading
+from ..analysis.reading_plan import plan_columns, plan_reading, sums_memory
 from ..distill.data import DataSplits
 from ..distill.hint_configuration import HintConfiguration
 from ..distill.trainer import Seeds
@@ -24,7 +24,7 @@ from ..models.errors import InputError, reason
 from ..models.files import replacing
 from ..models.zoo import own_factory_sha256
 from .layer_actors import LayerTask, TappedNetwork, measure_layers
-from .layers import METRICS_VERSION
+from .layers import METRICS_VERSION, LayerPass, candidates_of
 from .networks import TrainedNetwork
 from .places import cache_folder
 from .study import Study
@@ -49,51 +49,73 @@ def cached_similarity(study: Study, teacher: Teacher, splits: DataSplits) -> Mat
     return similarity
 
 
+def plan_side_by_side(study: Study, candidates: tuple[Candidate, ...], splits: DataSplits) -> LayerPass:
+    """Plans the pass over teacher and student, whose candidates follow one another.
+
+    Raises:
+        InputError: too little memory.
+    """
+    layers = study.layers
+    plan = plan_reading(min(layers.images, len(splits.train)), layers.chunk)
+    channels = [candidate.channels for candidate in candidates]
+    columns = plan_columns(channels, splits.classes, layers.chunk, layers.memory_gb * 1e9, study.seed)
+    return LayerPass(candidates, plan, columns, sums_memory(columns, layers.chunk))
+
+
+def train_reference_student(
+    study: Study, teacher: Teacher, splits: DataSplits, on_epoch: OnEpoch | None = None
+) -> TrainedNetwork:
+    """Trains the student by logits alone; Ray must be running.
+
+    Args:
+        study: its space, recipe and budget are used.
+        teacher: what the student learns from.
+        splits: training and validation images.
+        on_epoch: called with each epoch's figures and the number of epochs.
+    """
+    task = _student_task(study, teacher, splits)
+    weights = train_on_cluster(task, splits, study.resources, on_epoch)
+    return TrainedNetwork(task.spec, {name: tensor.numpy() for name, tensor in weights.items()})
+
+
 def compute_similarity(
     study: Study,
     teacher: Teacher,
+    student: TrainedNetwork,
     splits: DataSplits,
-    candidates: tuple[tuple[Candidate, ...], tuple[Candidate, ...]],
-    on_epoch: OnEpoch | None = None,
+    layer_pass: LayerPass,
     on_images: Callable[[int], None] | None = None,
 ) -> Matrix:
-    """Trains the student, measures both networks, and puts the result into the cache; Ray must be running.
+    """Measures both networks on the same images, and puts the result into the cache; Ray must be running.
 
     Args:
-        study: its space, recipe, budget and layers sections are used.
-        teacher: what the student learns from.
-        splits: training and validation images.
-        candidates: of the teacher and of the student.
-        on_epoch: called with each epoch's figures and the number of epochs.
+        study: its layers section is used.
+        teacher: with the first candidates of the pass.
+        student: with the others.
+        splits: the training images are read.
+        layer_pass: what `plan_side_by_side` gave.
         on_images: called with the number of images done so far.
 
     Returns:
         Linear CKA [teacher's candidates, student's candidates], 0..1.
     """
-    task = _student_task(study, teacher, splits)
-    weights = train_on_cluster(task, splits, study.resources, on_epoch)
-    student = TrainedNetwork(task.spec, {name: tensor.numpy() for name, tensor in weights.items()})
-    ours, theirs = candidates
-    measured = (*ours, *theirs)
-    plan = plan_reading(min(study.layers.images, len(splits.train)), study.layers.chunk)
-    layer_task = LayerTask(
-        (TappedNetwork(teacher.trained(), _paths(ours)), TappedNetwork(student, _paths(theirs))),
-        splits.train.subset(np.arange(plan.images)),
+    measured = layer_pass.candidates
+    border = len(candidates_of(teacher.spec, splits.image_shape, study.layers.candidates))
+    task = LayerTask(
+        (
+            TappedNetwork(teacher.trained(), _paths(measured[:border])),
+            TappedNetwork(student, _paths(measured[border:])),
+        ),
+        splits.train.subset(np.arange(layer_pass.plan.images)),
         splits.mean,
         splits.sd,
-        plan,
-        plan_columns(
-            [candidate.channels for candidate in measured],
-            splits.classes,
-            study.layers.chunk,
-            study.layers.memory_gb * 1e9,
-            study.seed,
-        ),
+        layer_pass.plan,
+        layer_pass.columns,
         Wanted(),
         study.layers.batch,
     )
-    evidence = measure_layers(layer_task, study.layers.actors, on_images).measurement(measured).evidence()
-    similarity = 1 - cka_linear(evidence)[: len(ours), len(ours) :]
+    evidence = measure_layers(task, study.layers.actors, on_images).measurement(measured).evidence()
+    similarity = 1 - cka_linear(evidence)[:border, border:]
     with replacing(_cache_path(study, teacher, splits)) as temporary, temporary.open("wb") as file:
         np.save(file, similarity)
     return similarity

@@ -26,6 +26,8 @@ from .teacher import Teacher
 
 # Tables are wider than the 80 columns that a pipe or a log file is taken to have.
 WIDTH_WITHOUT_TERMINAL = 150
+# A registry with more facts than these has them in one column, which wraps.
+MOST_COLUMNS = 6
 
 
 @dataclass(frozen=True)
@@ -276,9 +278,12 @@ class View:
         """A registry as a table."""
         table = Table(title=title)
         columns = list(dict.fromkeys(key for entry in entries for key in entry))
+        if len(columns) > MOST_COLUMNS:
+            entries = [_in_three_columns(entry) for entry in entries]
+            columns = list(entries[0])
         for column in columns:
             # A name is there to be copied.
-            table.add_column(column, min_width=max(len(e["name"]) for e in entries) if column == "name" else None)
+            table.add_column(column, no_wrap=column == "name", overflow="fold")
         for entry in entries:
             table.add_row(*(entry.get(column, "") for column in columns))
         self.console.print(table)
@@ -312,6 +317,12 @@ def trial_cells(arm: str, control: str, parameters: Mapping[str, Any]) -> tuple[
         _short(parameters.get("weight.logit")),
         _short(parameters.get("temperature")),
     )
+
+
+def _in_three_columns(entry: Mapping[str, str]) -> dict[str, str]:
+    """Name, source, and all other facts in one text."""
+    facts = "; ".join(f"{key}: {value}" for key, value in entry.items() if key not in ("name", "source"))
+    return {"name": entry["name"], "declared": facts, "source": entry.get("source", "")}
 
 
 def _column_width(name: str, cells: Sequence[str]) -> int:

@@ -64,6 +64,18 @@ CASES = {
         ["hints", "digits", "--clusters", "2", "--pairing", "by_dept"],
         "unknown pairing 'by_dept'; did you mean 'by_depth'?",
     ),
+    "hints with an empty name of a metric": (
+        ["hints", "digits", "--clusters", "2", "--metrics", "r2_cca,"],
+        "--metrics has an empty name between its commas; write a,b or a,b=2",
+    ),
+    "layers whose sums do not fit": (
+        ["layers", "digits", "--set", "layers.memory_gb=1e-6"],
+        "layers.memory_gb is 1e-06, but the sums of 9 candidates",
+    ),
+    "layers of which one is not there": (
+        ["layers", "digits", "--set", "layers.candidates=['layer1.?', layer4.0]"],
+        "'layer4.0'",
+    ),
     "pictures in a file": (["layers", "digits", "--output", "study.yaml"], "is a file; name a folder"),
     "an unknown pairing": (["search", "digits", "--set", "space.hints.pairings=[depth]"], "unknown pairing 'depth'"),
     "a weight of a metric that is not combined": (
@@ -71,7 +83,7 @@ CASES = {
         "space.hints.metric_weights has 'rsa', which is not in space.hints.metrics",
     ),
     "candidates that no pattern matches": (
-        ["check", "digits", "--dry-run", "--set", "layers.candidates=[layr*.?]"],
+        ["check", "digits", "--dry-run", "--set", "layers.candidates=['layr*.?']"],
         "layr*.?",
     ),
     "sums that do not fit": (

@@ -25,6 +25,7 @@ def _answer(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytes
         ("losses", {"kd", "fitnet", "at", "sp"}),
         ("metrics", {"r2_cca", "cka_linear", "effective_rank", "class_separation"}),
         ("selectors", {"paper_kmeans", "kmedoids", "stage_ends", "evenly_spaced", "random", "reversed", "last"}),
+        ("pairings", {"by_depth", "by_size", "by_similarity"}),
         ("datasets", {"digits", "fashion_mnist", "cifar10", "cifar100"}),
     ],
 )
@@ -35,6 +36,22 @@ def test_a_list_names_each_entry_with_its_source(
     assert isinstance(rows, list)
     assert expected <= {row["name"] for row in rows}
     assert all(row["source"] for row in rows)
+
+
+def test_table_of_metrics_shows_all_that_they_declare(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = _answer(["metrics", "--json"], monkeypatch, capsys)
+    assert isinstance(rows, list)
+    monkeypatch.setattr(sys, "argv", ["hintsearch", "metrics"])
+    with pytest.raises(SystemExit):
+        main()
+    cells = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    columns = ["".join(cell.strip().replace(" ", "") for cell in column) for column in zip(*cells, strict=True)]
+    for row in rows:
+        assert {"kind", "range", "direction", "invariances", "source"} <= set(row)
+        for value in row.values():
+            assert any(value.replace(" ", "") in column for column in columns), value
 
 
 def test_a_dry_run_needs_no_data_and_shows_the_candidates(

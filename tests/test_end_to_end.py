@@ -324,6 +324,20 @@ def test_trap_4_a_signal_saves_everything_and_exits_3_with_the_resume_command(
     assert {run.info.status for run in client.search_runs([_experiment(client)])} <= {"FINISHED", "KILLED"}
 
 
+def test_an_interrupt_before_a_search_says_how_to_go_on(tiny_study_text: str, tmp_path: Path) -> None:
+    folder = _users_folder(tmp_path, tiny_study_text)
+    command_line = CommandLine(tmp_path / "cache")
+    arguments = ["layers", "tiny.yaml", "--set", "teacher.recipe.epochs=1000"]
+    process = command_line.start(arguments, folder)
+    assert wait_for(lambda: "ray::_train" in command_line.names(), 60), process.communicate()
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 3, err
+    assert "Interrupted; what was finished is cached. Go on with:" in err
+    assert f"hintsearch {' '.join(arguments)}" in err
+    assert not (folder / "figures").exists()
+
+
 def _experiment(client: MlflowClient) -> str:
     experiment = client.get_experiment_by_name("tiny")
     assert experiment is not None

@@ -136,3 +136,11 @@ def test_bootstraps_are_combined_one_by_one() -> None:
 
 def test_without_bootstraps_there_are_none_to_combine() -> None:
     assert measured(cka_linear=np.zeros((3, 3))).combined_bootstraps(["cka_linear"]).shape == (0, 3, 3)
+
+
+def test_metrics_that_find_all_layers_equally_far_apart_are_told() -> None:
+    same = np.ones((3, 3)) - np.eye(3)
+    ramp = np.abs(np.subtract.outer(np.arange(3.0), np.arange(3.0)))
+    distances = LayerDistances(("a", "b", "c"), {"rsa": ramp, "sparsity": 0 * same, "svcca": same}, {}, 9)
+    assert not distances.tell_apart(["sparsity", "svcca"])
+    assert distances.tell_apart(["sparsity", "rsa"])

@@ -12,6 +12,7 @@ from hintsearch.analysis.pairing import (
     pair_by_size,
     pair_hints,
     pair_reversed,
+    used_pairing,
 )
 from hintsearch.models.candidates import Candidate
 from hintsearch.models.errors import InputError
@@ -355,3 +356,10 @@ def test_similarity_that_is_not_finite_is_refused(
     assert str(caught.value) == (
         "the similarity of teacher and student layers is not finite everywhere; measure it anew"
     )
+
+
+@pytest.mark.parametrize(
+    ("selector", "used"), [("kmedoids", "by_size"), ("stage_ends", "by_depth"), ("reversed", "backwards")]
+)
+def test_controls_are_not_paired_as_asked_for(selector: str, used: str) -> None:
+    assert used_pairing(selector, "by_size") == used

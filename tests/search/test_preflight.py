@@ -93,3 +93,8 @@ def test_estimate_is_all_trials_to_their_last_epoch(studied: Studied, tmp_path: 
     assert cost.epoch_seconds > 0
     assert cost.training_seconds == cost.wall_seconds == pytest.approx(27 * 24 * cost.epoch_seconds)
     assert not cost.teacher_cached
+
+
+def test_automatic_number_of_clusters_fits_any_teacher(studied: Studied) -> None:
+    study = studied("space.hints.clusters=auto")
+    assert len(check_without_data(study).teacher) == 9 < study.space.hints.clusters.high

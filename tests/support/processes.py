@@ -103,6 +103,14 @@ class CommandLine:
                 continue
         return found
 
+    def names(self) -> set[str]:
+        """First words of the command lines of its living processes."""
+        found = set()
+        for process in self.processes():
+            with contextlib.suppress(OSError):
+                found.add(Path(f"/proc/{process}/cmdline").read_text().replace("\0", " ").split(" ")[0])
+        return found
+
     def wait_until_gone(self, seconds: float = 30, but: Sequence[str] = ()) -> list[int]:
         """What is still alive after waiting."""
         wait_for(lambda: not self.processes(but), seconds)
