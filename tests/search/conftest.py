@@ -31,7 +31,8 @@ METRICS = ("r2_cca", "cka_linear", "effective_rank", "class_separation")
 
 @pytest.fixture(scope="session")
 def shared_ray() -> Iterator[None]:
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    # Without an address Ray would join a cluster that somebody else has on this machine.
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
