@@ -8,10 +8,11 @@ from collections.abc import Callable
 from itertools import combinations
 
 import numpy as np
+import torch
 
 from ..models.errors import InputError
 from ..models.registry import Registry
-from .kernel_alignment import SMALLEST_ALIGNMENT
+from .kernel_alignment import SMALLEST_ALIGNMENT, squared_distances
 from .layer_statistics import Matrix
 from .measurement import LayerEvidence, Spectrum
 
@@ -134,9 +135,7 @@ def cka_linear_debiased(evidence: LayerEvidence) -> Matrix:
     products = combination @ sums.moment @ combination.T + outer / count
     squares = _squared_cross_norms(evidence)
     alignment = squares - count / (count - 2) * products + outer / ((count - 1) * (count - 2))
-    flat = np.diag(alignment) <= _DEBIASED_TOLERANCE * np.diag(squares)
-    alignment[flat, :] = alignment[:, flat] = 0
-    return _from_alignment(alignment, 0.0, 2.0)
+    return _from_alignment(alignment, 0.0, 2.0, _DEBIASED_TOLERANCE * np.diag(squares))
 
 
 @PAIRWISE.register(
@@ -159,9 +158,7 @@ def cka_rbf(evidence: LayerEvidence) -> Matrix:
     if statistics.alignment is None:
         raise ValueError("no Grams were gathered")
     alignment = statistics.alignment / statistics.minibatches
-    flat = np.diag(alignment) <= SMALLEST_ALIGNMENT
-    alignment[flat, :] = alignment[:, flat] = 0
-    return _from_alignment(alignment, 0.0, 2.0)
+    return _from_alignment(alignment, 0.0, 2.0, SMALLEST_ALIGNMENT)
 
 
 @PAIRWISE.register(
@@ -207,17 +204,9 @@ def rsa(evidence: LayerEvidence) -> Matrix:
     ranks = []
     for layer in range(len(evidence.candidates)):
         features = evidence.anchors[:, evidence.sums.layer(layer)]
-        steps = features - features[0]
-        squares = np.square(steps).sum(axis=1)
-        distances = squares[:, None] + squares[None, :] - 2 * steps @ steps.T
-        # Equal images differ by rounding only, which must not become ranks of its own.
-        distances[distances <= _ROUNDING * max(float(squares.max()), 0.0)] = 0
-        ranks.append(_centred_ranks(distances[pairs]))
+        ranks.append(_centred_ranks(squared_distances(torch.from_numpy(features)).numpy()[pairs]))
     stacked = np.stack(ranks)
     return _from_alignment(stacked @ stacked.T, 0.0, 2.0)
-
-
-_ROUNDING = 1e-13
 
 
 def _by_whitened(
@@ -270,12 +259,13 @@ def _centred_ranks(values: Matrix) -> Matrix:
     return np.asarray(ranks[inverse] - (len(values) + 1) / 2)
 
 
-def _from_alignment(alignment: Matrix, low: float, high: float) -> Matrix:
+def _from_alignment(alignment: Matrix, low: float, high: float, least: Matrix | float = 0.0) -> Matrix:
     """1 − alignment of each pair over the geometric mean of the self-alignments, clipped against rounding; [L, L].
 
-    A layer whose self-alignment is 0 has no spread.
+    A layer whose self-alignment is at most `least` has no spread.
     """
-    own = np.sqrt(np.maximum(np.diag(alignment), 0))
+    own = np.diag(alignment)
+    own = np.sqrt(np.where(own > least, own, 0))
     scale = np.outer(own, own)
     similarity = np.divide(alignment, scale, out=np.zeros_like(alignment), where=scale > 0)
     flat = own == 0

@@ -24,7 +24,7 @@ from .study import Study
 from .teacher import Teacher
 
 # Part of the cache key: bump it when a metric's or a sum's code changes its result.
-METRICS_VERSION = 2
+METRICS_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,14 @@ class LayerPass:
         plan: how the images are cut.
         columns: of the sums.
         memory: of the sums.
+        metrics: what it is for.
     """
 
     candidates: tuple[Candidate, ...]
     plan: ReadingPlan
     columns: Columns
     memory: Memory
+    metrics: tuple[str, ...]
 
 
 def candidates_of(
@@ -64,8 +66,21 @@ def candidates_of(
     return list_candidates(build_model(spec), image_shape, paths)
 
 
-def plan_pass(study: Study, candidates: tuple[Candidate, ...], train_images: int, classes: int) -> LayerPass:
-    """Plans the pass of a study over the first `layers.images` training images; needs neither data nor Ray.
+def plan_pass(
+    study: Study,
+    candidates: tuple[Candidate, ...],
+    train_images: int,
+    classes: int,
+    metrics: tuple[str, ...] | None = None,
+) -> LayerPass:
+    """Plans a pass over the first `layers.images` training images; needs neither data nor Ray.
+
+    Args:
+        study: its layers section is used.
+        candidates: of one network, or of several that are read side by side.
+        train_images: how many there are.
+        classes: number of classes.
+        metrics: what the pass is for; None: the study's.
 
     Raises:
         InputError: too few images for a metric, or too little memory.
@@ -74,8 +89,25 @@ def plan_pass(study: Study, candidates: tuple[Candidate, ...], train_images: int
     plan = plan_reading(min(layers.images, train_images), layers.chunk)
     channels = [candidate.channels for candidate in candidates]
     columns = plan_columns(channels, classes, layers.chunk, layers.memory_gb * 1e9, study.seed)
-    check_enough_images(layers.metrics, plan, columns)
-    return LayerPass(candidates, plan, columns, sums_memory(columns, layers.chunk))
+    metrics = layers.metrics if metrics is None else metrics
+    check_enough_images(metrics, plan, columns)
+    return LayerPass(candidates, plan, columns, sums_memory(columns, layers.chunk), metrics)
+
+
+def layer_task(
+    study: Study, splits: DataSplits, layer_pass: LayerPass, networks: tuple[TappedNetwork, ...]
+) -> LayerTask:
+    """What the actors of a pass need; the networks' candidates are those of the pass, one network after the other."""
+    return LayerTask(
+        networks,
+        splits.train.subset(np.arange(layer_pass.plan.images)),
+        splits.mean,
+        splits.sd,
+        layer_pass.plan,
+        layer_pass.columns,
+        what_they_read(layer_pass.metrics),
+        study.layers.batch,
+    )
 
 
 def cached_layers(study: Study, teacher: Teacher, splits: DataSplits) -> Layers | None:
@@ -107,16 +139,7 @@ def compute_layers(
     """
     candidates = layer_pass.candidates
     paths = tuple(candidate.path for candidate in candidates)
-    task = LayerTask(
-        (TappedNetwork(teacher.trained(), paths),),
-        splits.train.subset(np.arange(layer_pass.plan.images)),
-        splits.mean,
-        splits.sd,
-        layer_pass.plan,
-        layer_pass.columns,
-        what_they_read(study.layers.metrics),
-        study.layers.batch,
-    )
+    task = layer_task(study, splits, layer_pass, (TappedNetwork(teacher.trained(), paths),))
     measurement = measure_layers(task, study.layers.actors, on_images).measurement(candidates)
     distances = distances_of_measurement(
         measurement, study.layers.metrics, study.layers.bootstraps, study.seed, on_bootstrap

@@ -17,7 +17,7 @@ from .layer_actors import count_actors
 from .layers import LayerPass, Layers, cached_layers, candidates_of, compute_layers, plan_pass
 from .places import cache_folder
 from .ray_session import ray_session
-from .similarity import cached_similarity, compute_similarity, plan_side_by_side, train_reference_student
+from .similarity import SIMILARITY_METRICS, cached_similarity, compute_similarity, train_reference_student
 from .study import Study
 from .teacher import Teacher, find_teacher, student_spec, teacher_spec, train_teacher
 from .view import View
@@ -90,13 +90,18 @@ def with_similarity(preparation: Preparation, study: Study, view: View, address:
     splits, teacher = preparation.splits, preparation.teacher
     similarity = cached_similarity(study, teacher, splits)
     if similarity is None:
-        layer_pass = plan_side_by_side(study, (*preparation.layers.candidates, *preparation.student), splits)
+        ours = preparation.layers.candidates
+        layer_pass = plan_pass(
+            study, (*ours, *preparation.student), len(splits.train), splits.classes, SIMILARITY_METRICS
+        )
         with ray_session(address):
             with view.network_training(f"the student {study.student.model} by logits alone") as on_epoch:
                 student = train_reference_student(study, teacher, splits, on_epoch)
             view.layer_plan(layer_pass, count_actors(study.layers.actors, len(layer_pass.plan.chunks)))
             with view.layer_pass("measuring teacher and student side by side", layer_pass.plan.images) as progress:
-                similarity = compute_similarity(study, teacher, student, splits, layer_pass, progress.on_images)
+                similarity = compute_similarity(
+                    study, teacher, student, splits, layer_pass, len(ours), progress.on_images
+                )
     return replace(preparation, similarity=similarity)
 
 

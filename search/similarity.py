@@ -12,10 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..analysis.layer_reading import Wanted
 from ..analysis.layer_statistics import Matrix
 from ..analysis.pairwise_metrics import cka_linear
-from ..analysis.reading_plan import plan_columns, plan_reading, sums_memory
 from ..distill.data import DataSplits
 from ..distill.hint_configuration import HintConfiguration
 from ..distill.trainer import Seeds
@@ -23,13 +21,16 @@ from ..models.candidates import Candidate
 from ..models.errors import InputError, reason
 from ..models.files import replacing
 from ..models.zoo import own_factory_sha256
-from .layer_actors import LayerTask, TappedNetwork, measure_layers
-from .layers import METRICS_VERSION, LayerPass, candidates_of
+from .layer_actors import TappedNetwork, measure_layers
+from .layers import METRICS_VERSION, LayerPass, layer_task
 from .networks import TrainedNetwork
 from .places import cache_folder
 from .study import Study
 from .teacher import TRAINING_VERSION, Teacher, student_spec
 from .training import OnEpoch, TrainingTask, train_on_cluster
+
+# What the pass over both networks is for.
+SIMILARITY_METRICS = ("cka_linear",)
 
 
 def cached_similarity(study: Study, teacher: Teacher, splits: DataSplits) -> Matrix | None:
@@ -47,19 +48,6 @@ def cached_similarity(study: Study, teacher: Teacher, splits: DataSplits) -> Mat
         # A damaged file makes the decoder raise anything.
         raise InputError(f"{path} cannot be read ({reason(error)}); remove it to compute it again") from error
     return similarity
-
-
-def plan_side_by_side(study: Study, candidates: tuple[Candidate, ...], splits: DataSplits) -> LayerPass:
-    """Plans the pass over teacher and student, whose candidates follow one another.
-
-    Raises:
-        InputError: too little memory.
-    """
-    layers = study.layers
-    plan = plan_reading(min(layers.images, len(splits.train)), layers.chunk)
-    channels = [candidate.channels for candidate in candidates]
-    columns = plan_columns(channels, splits.classes, layers.chunk, layers.memory_gb * 1e9, study.seed)
-    return LayerPass(candidates, plan, columns, sums_memory(columns, layers.chunk))
 
 
 def train_reference_student(
@@ -84,6 +72,7 @@ def compute_similarity(
     student: TrainedNetwork,
     splits: DataSplits,
     layer_pass: LayerPass,
+    border: int,
     on_images: Callable[[int], None] | None = None,
 ) -> Matrix:
     """Measures both networks on the same images, and puts the result into the cache; Ray must be running.
@@ -93,27 +82,19 @@ def compute_similarity(
         teacher: with the first candidates of the pass.
         student: with the others.
         splits: the training images are read.
-        layer_pass: what `plan_side_by_side` gave.
+        layer_pass: over the candidates of both, for `SIMILARITY_METRICS`.
+        border: how many of them are the teacher's.
         on_images: called with the number of images done so far.
 
     Returns:
         Linear CKA [teacher's candidates, student's candidates], 0..1.
     """
     measured = layer_pass.candidates
-    border = len(candidates_of(teacher.spec, splits.image_shape, study.layers.candidates))
-    task = LayerTask(
-        (
-            TappedNetwork(teacher.trained(), _paths(measured[:border])),
-            TappedNetwork(student, _paths(measured[border:])),
-        ),
-        splits.train.subset(np.arange(layer_pass.plan.images)),
-        splits.mean,
-        splits.sd,
-        layer_pass.plan,
-        layer_pass.columns,
-        Wanted(),
-        study.layers.batch,
+    networks = (
+        TappedNetwork(teacher.trained(), _paths(measured[:border])),
+        TappedNetwork(student, _paths(measured[border:])),
     )
+    task = layer_task(study, splits, layer_pass, networks)
     evidence = measure_layers(task, study.layers.actors, on_images).measurement(measured).evidence()
     similarity = 1 - cka_linear(evidence)[:border, border:]
     with replacing(_cache_path(study, teacher, splits)) as temporary, temporary.open("wb") as file:

@@ -298,3 +298,4 @@ def test_trap_10_waiting_for_resources_that_are_held_says_what_is_missing() -> N
 
 def test_resources_that_no_node_has_any_more_are_not_waited_for() -> None:
     wait_for_resources({"CPU": 5.0, "GPU": 1.0}, seconds=20)
+    assert free_resources() == EVERYTHING
