@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .errors import InputError, reason
-from .feature_maps import first_tensor
+from .feature_maps import first_tensor, gives_channels_last
 from .taps import LayerTaps, no_such_layer
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
@@ -52,9 +52,11 @@ def list_candidates(
 ) -> tuple[Candidate, ...]:
     """Lists the candidates of a network in the order in which they run.
 
-    By default they are the repeated blocks, in the first order of preference (see `repeated_blocks`) that has any
-    which run in evaluation and give more than a vector: auxiliary classifiers and blocks of a classifier are none.
-    Blocks that give [B, H, W, C], as Swin's do, are refused; for `paths`, [B, C, H, W] is taken on trust.
+    By default they are the layers that the network names itself in an attribute `hint_layers`, a tuple of paths. If it
+    has none, they are the repeated blocks, in the first order of preference (see `repeated_blocks`) that has any which
+    run in evaluation and give more than a vector: auxiliary classifiers and blocks of a classifier are none. Blocks
+    that give [B, H, W, C] are refused, unless `gives_channels_last` knows them, as it does Swin's; for `paths`,
+    [B, C, H, W] is taken on trust.
 
     `paths` may hold patterns. A pattern stands for every module path with as many segments (the parts between dots)
     whose segments match its own by the rules of `fnmatch`, case counting: `layer*.?` matches `layer1.0`, but neither
@@ -73,6 +75,7 @@ def list_candidates(
             written over by the network, a network without repeated blocks, or whose blocks have their channels last.
     """
     with _evaluation(model):
+        paths = paths or getattr(model, "hint_layers", ())
         chosen = _matching(model, paths) if paths else _default_paths(model, image_shape)
         if not chosen:
             raise InputError(
@@ -142,7 +145,7 @@ def _default_paths(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple
         shapes = _output_shapes(model, image_shape, blocks)
         maps = tuple(path for path, shape in shapes.items() if len(shape) != 2)
         for path in maps:
-            if _channels_last(model.get_submodule(path), shapes[path]):
+            if _seems_channels_last(model.get_submodule(path), shapes[path]):
                 raise InputError(
                     f"the block {path!r} gives {list(shapes[path])}, which seems to have its channels last; list "
                     "layers that give [B, C, H, W] in the study (layers.candidates, student.candidates)"
@@ -219,8 +222,10 @@ def _norm_or_activation(module: nn.Module) -> bool:
     return isinstance(module, _NORMS) or type(module).__module__ == nn.modules.activation.__name__
 
 
-def _channels_last(block: nn.Module, shape: torch.Size) -> bool:
-    """Whether an output is [B, H, W, C]: the last linear layer makes its fourth dimension, not its second."""
+def _seems_channels_last(block: nn.Module, shape: torch.Size) -> bool:
+    """Whether an output seems to be [B, H, W, C]: the last linear layer makes its fourth dimension, not its second."""
+    if gives_channels_last(block):
+        return False
     linear = [module for module in block.modules() if isinstance(module, nn.Linear)]
     return len(shape) == 4 and bool(linear) and shape[1] != linear[-1].out_features == shape[3]
 
@@ -229,6 +234,10 @@ def _channels_last(block: nn.Module, shape: torch.Size) -> bool:
 def _evaluation(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; each module's mode is given back."""
     modes = {module: module.training for module in model.modules()}
+    # Torch's flop counter fails where a module is given a view of a parameter that wants gradients, say a class token.
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in learned:
+        parameter.requires_grad_(False)
     # The fast path of transformer layers is one operation, in which torch's counter sees no multiply-adds.
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -238,6 +247,8 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        for parameter in learned:
+            parameter.requires_grad_(True)
         for module, training in modes.items():
             module.training = training
 

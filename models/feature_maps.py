@@ -3,17 +3,35 @@
 from math import isqrt
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import InputError
 
+# Where the classes are defined whose four-dimensional outputs are all [B, H, W, C]: the Swin transformers.
+_CHANNELS_LAST = (
+    "torchvision.models.swin_transformer",
+    "timm.models.swin_transformer",
+    "timm.models.swin_transformer_v2",
+)
 
-def feature_map(output: Any, path: str) -> Tensor:
+
+def gives_channels_last(module: nn.Module) -> bool:
+    """Whether a layer is known to give [B, H, W, C]: a Swin transformer's, or a Sequential that ends with one.
+
+    Nothing is guessed from shapes: a map may have as many rows as channels.
+    """
+    if type(module) is nn.Sequential and len(module):
+        return gives_channels_last(module[-1])
+    return type(module).__module__ in _CHANNELS_LAST
+
+
+def feature_map(output: Any, path: str, channels_last: bool = False) -> Tensor:
     """Reads what a layer gives as a feature map [B, C, H, W]; where no value has to be moved, as a view.
 
     | what the layer gives | feature map |
     |---|---|
     | [B, C, H, W] | as it is; that the channels come second is taken on trust |
+    | [B, H, W, C] with `channels_last` | [B, C, H, W] |
     | tokens [B, T, D], T = s², s ≥ 2 | [B, D, s, s], row by row |
     | tokens [B, T, D], T = s² + 1, s ≥ 2 | the same without the first token, the class token |
     | tokens [B, T, D], any other T | [B, D, T, 1] |
@@ -25,6 +43,7 @@ def feature_map(output: Any, path: str) -> Tensor:
     Args:
         output: what the layer gives.
         path: of the layer, for the error.
+        channels_last: four dimensions are [B, H, W, C], see `gives_channels_last`.
 
     Raises:
         InputError: anything else.
@@ -37,7 +56,9 @@ def feature_map(output: Any, path: str) -> Tensor:
         )
     if tensor.dim() == 2:
         return tensor[:, :, None, None]
-    return _map_of_tokens(tensor) if tensor.dim() == 3 else tensor
+    if tensor.dim() == 3:
+        return _map_of_tokens(tensor)
+    return tensor.movedim(3, 1) if channels_last else tensor
 
 
 def first_tensor(output: Any) -> Tensor | None:

@@ -7,6 +7,8 @@ those of the public RepDistiller checkpoints (Tian et al. 2020, arXiv 1910.10699
 import torch
 from torch import Tensor, nn
 
+from .initialisation import he_by_outputs
+
 
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions with a shortcut; [B, in, H, W] → [B, out, H/stride, W/stride]."""
@@ -54,9 +56,7 @@ class CifarResNet(nn.Module):
         self.layer3 = _stage(channels[2], channels[3], blocks, stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels[3], num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        he_by_outputs(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, in_channels, H, W] → logits [B, num_classes]."""

@@ -7,7 +7,7 @@ from typing import Any, Generic, Self, TypeVar, overload
 from torch import Tensor, nn
 
 from .errors import InputError, nearest
-from .feature_maps import feature_map
+from .feature_maps import feature_map, gives_channels_last
 
 T = TypeVar("T")
 
@@ -62,8 +62,8 @@ class LayerTaps(Generic[T]):
         self._handles = [modules[path].register_forward_hook(self._capture(path)) for path in dict.fromkeys(paths)]
 
     def _capture(self, path: str) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            feature = feature_map(output, path)
+        def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
+            feature = feature_map(output, path, gives_channels_last(module))
             if self._read is None:
                 self._kept[path], self._versions[path] = feature, _version(feature)
             else:

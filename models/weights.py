@@ -2,6 +2,7 @@
 
 import hashlib
 import warnings
+from argparse import Namespace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,8 @@ from .errors import InputError, reason
 from .files import replacing
 
 StateDict = dict[str, Tensor]
+
+_COUNTER = "num_batches_tracked"
 
 
 def weights_sha256(state: StateDict) -> str:
@@ -55,7 +58,8 @@ def read_weights(path: Path) -> StateDict:
 
 
 def _load_torch(path: Path) -> StateDict:
-    with warnings.catch_warnings():
+    # RepDistiller's last checkpoint also holds its command line, as a Namespace: names and values, no code.
+    with warnings.catch_warnings(), torch.serialization.safe_globals([Namespace]):
         # Torch warns of pickle's version before it finds that the file is none.
         warnings.simplefilter("ignore", UserWarning)
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -72,6 +76,8 @@ def _load_torch(path: Path) -> StateDict:
 def apply_weights(model: nn.Module, state: StateDict, origin: str) -> None:
     """Loads `state` into `model`, all names and shapes equal.
 
+    Only the counters of batch norms may be missing, as in files written before there were any; they start at 0.
+
     Args:
         model: what receives the weights.
         state: the weights.
@@ -81,7 +87,7 @@ def apply_weights(model: nn.Module, state: StateDict, origin: str) -> None:
         InputError: names or shapes differ; names the first differences.
     """
     own = model.state_dict()
-    missing = [name for name in own if name not in state]
+    missing = [name for name in own if name not in state and not name.endswith(_COUNTER)]
     unknown = [name for name in state if name not in own]
     shaped = [
         f"{name} is {list(state[name].shape)} instead of {list(own[name].shape)}"
@@ -93,4 +99,5 @@ def apply_weights(model: nn.Module, state: StateDict, origin: str) -> None:
     problems += shaped[:3]
     if problems:
         raise InputError(f"the weights of {origin} do not fit {type(model).__name__}: {'; '.join(problems)}")
-    model.load_state_dict(state)
+    counters = {name: torch.zeros_like(tensor) for name, tensor in own.items() if name.endswith(_COUNTER)}
+    model.load_state_dict(counters | state)

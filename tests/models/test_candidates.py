@@ -1,4 +1,6 @@
+from collections.abc import Iterable
 from contextlib import suppress
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -82,6 +84,25 @@ class Head(nn.Module):
         return out
 
 
+class Permuted(nn.Module):
+    """[B, C, H, W] → [B, H, W, C]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1)
+
+
+class ChannelsLast(nn.Module):
+    """Two linear layers on [B, H, W, 3]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 6), nn.Linear(6, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layers(x)
+        return out
+
+
 class WithHeads(nn.Module):
     """Flat convolution units; `heads.0` makes the logits, `heads.1` runs in training only."""
 
@@ -143,33 +164,22 @@ def without_memory(name: str) -> nn.Module:
         return build_model(ModelSpec(name, 100, 3))
 
 
-def whole_network(name: str) -> int:
-    """Multiply-adds up to the last candidate, and those of the classifier."""
-    model = without_memory(name)
-    return list_candidates(model, IMAGE)[-1].multiply_adds + model.get_parameter("fc.weight").numel()
+@cache
+def zoo_candidates(name: str) -> tuple[Candidate, ...]:
+    return list_candidates(without_memory(name), IMAGE)
 
 
-@pytest.mark.parametrize(
-    ("name", "millions", "rounding"),
-    [
-        ("resnet8", 12.5, 0.05),
-        ("resnet20", 40.8, 0.05),
-        ("resnet32", 69.1, 0.05),
-        ("resnet56", 125.8, 0.05),
-        ("resnet110", 253.2, 0.05),
-        ("resnet8x4", 177.1, 0.05),
-        ("resnet32x4", 1083, 0.5),
-    ],
-)
-def test_multiply_adds_are_the_published_ones(name: str, millions: float, rounding: float) -> None:
-    assert whole_network(name) / 1e6 == pytest.approx(millions, abs=rounding)
+def distinct(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
 
 
-@pytest.mark.parametrize("name", MODELS.names())
+@pytest.mark.parametrize("name", ["resnet8", "resnet32x4", "wrn_16_2"])
 def test_multiply_adds_are_half_of_what_torch_counts(name: str) -> None:
+    model = without_memory(name)
     with FlopCounterMode(display=False) as counter:
-        without_memory(name).eval()(torch.zeros(1, *IMAGE, device="meta"))
-    assert 2 * whole_network(name) == counter.get_total_flops()
+        model.eval()(torch.zeros(1, *IMAGE, device="meta"))
+    whole = zoo_candidates(name)[-1].multiply_adds + model.get_parameter("fc.weight").numel()
+    assert 2 * whole == counter.get_total_flops()
 
 
 def test_multiply_adds_of_strided_grouped_and_linear_layers_add_up_by_hand() -> None:
@@ -186,18 +196,51 @@ def test_multiply_adds_of_strided_grouped_and_linear_layers_add_up_by_hand() -> 
     assert [c.multiply_adds for c in found] == [strided, strided + grouped, strided + grouped + linear]
 
 
-@pytest.mark.parametrize(("name", "count"), [("resnet56", 27), ("resnet110", 54), ("resnet32x4", 15)])
-def test_candidates_are_the_residual_blocks(name: str, count: int) -> None:
-    found = list_candidates(without_memory(name), IMAGE)
-    per_stage = count // 3
-    expected = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(per_stage)]
-    assert [candidate.path for candidate in found] == expected
+@pytest.mark.parametrize(
+    ("name", "count", "first", "last"),
+    [
+        ("resnet8", 3, ("layer1.0", 16, 32), ("layer3.0", 64, 8)),
+        ("resnet14", 6, ("layer1.0", 16, 32), ("layer3.1", 64, 8)),
+        ("resnet20", 9, ("layer1.0", 16, 32), ("layer3.2", 64, 8)),
+        ("resnet32", 15, ("layer1.0", 16, 32), ("layer3.4", 64, 8)),
+        ("resnet44", 21, ("layer1.0", 16, 32), ("layer3.6", 64, 8)),
+        ("resnet56", 27, ("layer1.0", 16, 32), ("layer3.8", 64, 8)),
+        ("resnet110", 54, ("layer1.0", 16, 32), ("layer3.17", 64, 8)),
+        ("resnet8x4", 3, ("layer1.0", 64, 32), ("layer3.0", 256, 8)),
+        ("resnet32x4", 15, ("layer1.0", 64, 32), ("layer3.4", 256, 8)),
+        ("ResNet50", 16, ("layer1.0", 256, 32), ("layer4.2", 2048, 4)),
+        ("wrn_16_1", 6, ("block1.layer.0", 16, 32), ("block3.layer.1", 64, 8)),
+        ("wrn_16_2", 6, ("block1.layer.0", 32, 32), ("block3.layer.1", 128, 8)),
+        ("wrn_40_1", 18, ("block1.layer.0", 16, 32), ("block3.layer.5", 64, 8)),
+        ("wrn_40_2", 18, ("block1.layer.0", 32, 32), ("block3.layer.5", 128, 8)),
+        ("vgg8", 5, ("block0.2", 64, 32), ("block4.2", 512, 4)),
+        ("vgg11", 8, ("block0.2", 64, 32), ("block4.5", 512, 4)),
+        ("vgg13", 10, ("block0.2", 64, 32), ("block4.5", 512, 4)),
+        ("vgg16", 13, ("block0.2", 64, 32), ("block4.8", 512, 4)),
+        ("vgg19", 16, ("block0.2", 64, 32), ("block4.11", 512, 4)),
+        ("MobileNetV2", 17, ("blocks.0.0", 8, 16), ("blocks.6.0", 160, 2)),
+        ("ShuffleV1", 16, ("layer1.0", 240, 16), ("layer3.3", 960, 4)),
+        ("ShuffleV2", 16, ("layer1.0", 116, 16), ("layer3.3", 464, 4)),
+        ("Cnn32", 3, ("pool1", 16, 15), ("pool3", 64, 2)),
+        ("Cnn32_Small", 3, ("pool1", 8, 15), ("pool3", 32, 2)),
+    ],
+)
+def test_candidates_of_the_zoo(name: str, count: int, first: tuple[str, int, int], last: tuple[str, int, int]) -> None:
+    found = zoo_candidates(name)
+    ends = [(c.path, c.channels, c.height) for c in (found[0], found[-1])]
+    assert (len(found), ends) == (count, [first, last])
+
+
+def test_candidates_are_all_blocks_of_all_stages() -> None:
+    expected = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(5)]
+    assert [candidate.path for candidate in zoo_candidates("resnet32x4")] == expected
 
 
 @pytest.mark.parametrize("name", MODELS.names())
-def test_registry_declares_the_number_of_candidates(name: str) -> None:
-    found = list_candidates(without_memory(name), IMAGE)
-    assert MODELS.entry(name).facts["candidates"] == f"{len(found)} residual blocks"
+def test_registry_declares_the_candidates(name: str) -> None:
+    facts, found = MODELS.entry(name).facts, zoo_candidates(name)
+    assert facts["candidates"].split()[0] == str(len(found))
+    assert distinct(facts["channels"].split("/")) == distinct(str(candidate.channels) for candidate in found)
 
 
 def test_candidates_carry_depth_and_size() -> None:
@@ -208,7 +251,7 @@ def test_candidates_carry_depth_and_size() -> None:
 
 @pytest.mark.parametrize("name", MODELS.names())
 def test_multiply_adds_increase_with_depth(name: str) -> None:
-    costs = [candidate.multiply_adds for candidate in list_candidates(without_memory(name), IMAGE)]
+    costs = [candidate.multiply_adds for candidate in zoo_candidates(name)]
     assert all(before < after for before, after in pairwise(costs))
 
 
@@ -288,7 +331,7 @@ def test_a_class_that_occurs_once_is_no_block() -> None:
     [("resnet8", ["layer1.0", "layer2.0", "layer3.0"]), ("resnet20", ["layer1.2", "layer2.2", "layer3.2"])],
 )
 def test_stage_ends_are_the_last_blocks_of_the_stages(name: str, ends: list[str]) -> None:
-    assert [candidate.path for candidate in stage_ends(list_candidates(without_memory(name), IMAGE))] == ends
+    assert [candidate.path for candidate in stage_ends(zoo_candidates(name))] == ends
 
 
 @given(st.lists(st.sampled_from([(4, 8, 8), (8, 8, 8), (8, 4, 4)]), min_size=1, max_size=12))
@@ -333,6 +376,8 @@ def test_stage_ends_separate_runs_of_one_size(sizes: list[tuple[int, int, int]])
             ("encoder.layers.encoder_layer_11", 768, 14),
         ),
         ("maxvit_t", 224, 4, ("blocks.0", 64, 56), ("blocks.3", 512, 7)),
+        ("swin_t", 64, 12, ("features.1.0", 96, 16), ("features.7.1", 768, 2)),
+        ("swin_v2_t", 64, 12, ("features.1.0", 96, 16), ("features.7.1", 768, 2)),
     ],
 )
 def test_candidates_of_torchvision_networks(
@@ -344,13 +389,42 @@ def test_candidates_of_torchvision_networks(
     assert all(before.multiply_adds < after.multiply_adds for before, after in pairwise(found))
 
 
-def test_blocks_with_their_channels_last_are_an_error() -> None:
+def test_blocks_that_seem_to_have_their_channels_last_are_an_error() -> None:
     with pytest.raises(InputError) as caught:
-        list_candidates(torchvision_model("swin_t"), (3, 224, 224))
+        list_candidates(nn.Sequential(Permuted(), ChannelsLast(), ChannelsLast()), IMAGE)
     assert str(caught.value) == (
-        "the block 'features.1.0' gives [1, 56, 56, 96], which seems to have its channels last; list layers that give "
+        "the block '1' gives [1, 32, 32, 3], which seems to have its channels last; list layers that give "
         "[B, C, H, W] in the study (layers.candidates, student.candidates)"
     )
+
+
+def test_layers_that_a_network_names_itself_are_its_candidates() -> None:
+    network = nn.Sequential(Block(3), nn.ReLU(), Block(3), nn.ReLU())
+    network.hint_layers = ("1", "3")  # type: ignore[assignment]
+    assert [candidate.path for candidate in list_candidates(network, IMAGE)] == ["1", "3"]
+
+
+def test_layers_of_the_study_come_before_those_that_a_network_names_itself() -> None:
+    found = list_candidates(without_memory("Cnn32"), IMAGE, ["conv?"])
+    assert [candidate.path for candidate in found] == ["conv1", "conv2", "conv3"]
+
+
+def test_a_network_that_feeds_a_module_a_view_of_a_parameter_has_candidates() -> None:
+    class WithToken(Unit):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + self.scale(self.token.expand(len(x), -1, -1, -1)))
+
+    network = WithToken(3, 3)
+    network.token, network.scale = nn.Parameter(torch.zeros(1, 3, 1, 1)), nn.Conv2d(3, 3, 1)
+    assert len(list_candidates(network, IMAGE, ["scale"])) == 1
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_frozen_weights_stay_frozen() -> None:
+    model = build_model(ModelSpec("resnet8", 4, 1))
+    model.get_parameter("fc.weight").requires_grad_(False)
+    list_candidates(model, (1, 8, 8))
+    assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == ["fc.weight"]
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

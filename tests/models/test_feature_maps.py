@@ -3,8 +3,9 @@ from typing import Any
 import pytest
 import torch
 from hintsearch.models.errors import InputError
-from hintsearch.models.feature_maps import feature_map
-from torch import Tensor
+from hintsearch.models.feature_maps import feature_map, gives_channels_last
+from torch import Tensor, nn
+from torchvision.models.swin_transformer import PatchMerging, SwinTransformerBlock
 
 
 def numbered(*shape: int) -> Tensor:
@@ -95,3 +96,24 @@ def test_anything_else_is_an_error_that_says_what_the_layer_gives(output: Any, d
         f"the layer 'block.1' gives {described}, but a feature map is [B, C, H, W], tokens [B, T, D] or [B, C]; "
         "choose another layer"
     )
+
+
+def test_channels_come_second_where_a_layer_is_known_to_give_them_last() -> None:
+    output = numbered(2, 3, 4, 5)
+    found = feature_map(output, "block", channels_last=True)
+    assert found.shape == (2, 5, 3, 4)
+    assert torch.equal(found[1, 2], output[1, :, :, 2])
+
+
+def test_tokens_have_their_channels_last_anyway() -> None:
+    assert feature_map(numbered(2, 9, 4), "block", channels_last=True).shape == (2, 4, 3, 3)
+
+
+def test_layers_of_swin_give_channels_last() -> None:
+    block, merging = SwinTransformerBlock(8, 2, [2, 2], [0, 0]), PatchMerging(8)
+    assert all(map(gives_channels_last, (block, merging, nn.Sequential(nn.ReLU(), nn.Sequential(block)))))
+
+
+@pytest.mark.parametrize("module", [nn.Linear(3, 3), nn.Sequential(), nn.Sequential(nn.LayerNorm(3))])
+def test_other_layers_do_not(module: nn.Module) -> None:
+    assert not gives_channels_last(module)

@@ -9,6 +9,7 @@ from hintsearch.models.errors import InputError
 from hintsearch.models.taps import LayerTaps
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.models.swin_transformer import SwinTransformerBlock
 
 
 class HalfUsed(nn.Module):
@@ -357,3 +358,12 @@ def test_with_and_without_a_reader_the_blocks_of_a_network_with_in_place_activat
             captured = taps.take()
     assert len(blocks) >= 4
     torch.testing.assert_close(captured, read, rtol=0, atol=0)
+
+
+def test_a_tapped_layer_of_swin_has_its_channels_second() -> None:
+    block = SwinTransformerBlock(8, 2, [2, 2], [0, 0])
+    images = torch.randn(2, 4, 6, 8, generator=torch.Generator().manual_seed(0))
+    with LayerTaps(nn.Sequential(block), ["0"]) as taps:
+        given = block.eval()(images)
+        [feature] = taps.take()
+    assert torch.equal(feature, given.permute(0, 3, 1, 2))

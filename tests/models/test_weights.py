@@ -1,6 +1,7 @@
 import io
 import os
 import pickle
+from argparse import Namespace
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -50,9 +51,10 @@ def written(path: Path, form: str) -> Path:
         "state_dict": {"state_dict": state(), "optimizer": {"lr": 0.1}},
         "prefix": prefixed,
         "model with prefix": {"model": prefixed},
+        "last checkpoint": {"opt": Namespace(model="resnet8", lr=0.05, stages=[1, 2]), "model": state()},
     }
-    if form == "safetensors":
-        save_file(state(), path.with_suffix(".safetensors"))
+    if form.startswith("safetensors"):
+        save_file(prefixed if "prefix" in form else state(), path.with_suffix(".safetensors"))
         return path.with_suffix(".safetensors")
     if form == "old torch":
         torch.save(state(), path, _use_new_zipfile_serialization=False)
@@ -62,7 +64,18 @@ def written(path: Path, form: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    "form", ["safetensors", "bare", "model", "state_dict", "prefix", "model with prefix", "old torch"]
+    "form",
+    [
+        "safetensors",
+        "safetensors with prefix",
+        "bare",
+        "model",
+        "state_dict",
+        "prefix",
+        "model with prefix",
+        "last checkpoint",
+        "old torch",
+    ],
 )
 def test_hash_is_the_same_whatever_file_the_weights_lie_in(tmp_path: Path, form: str) -> None:
     assert weights_sha256(read_weights(written(tmp_path / "weights.pt", form))) == weights_sha256(state())
@@ -195,3 +208,18 @@ def test_long_differences_are_cut_to_three_names() -> None:
     model = nn.Sequential(*(nn.PReLU() for _ in range(5)))
     with pytest.raises(InputError, match=r"Sequential: lacks 0.weight, 1.weight, 2.weight$"):
         apply_weights(model, {}, "w.pt")
+
+
+def test_counters_of_norms_may_be_missing_as_in_old_files() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(2))
+    model.get_buffer("0.num_batches_tracked").fill_(5)
+    old = {f"0.{name}": torch.full((2,), 3.0) for name in ("weight", "bias", "running_mean", "running_var")}
+    apply_weights(model, old, "w.pt")
+    assert model.state_dict()["0.num_batches_tracked"] == 0
+    assert torch.equal(model.state_dict()["0.running_var"], torch.full((2,), 3.0))
+
+
+def test_counters_of_norms_are_applied() -> None:
+    model = nn.BatchNorm2d(2)
+    apply_weights(model, model.state_dict() | {"num_batches_tracked": torch.tensor(7)}, "w.pt")
+    assert model.state_dict()["num_batches_tracked"] == 7

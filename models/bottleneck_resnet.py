@@ -1,0 +1,76 @@
+"""Residual networks of bottleneck blocks for small images.
+
+He et al. 2016, arXiv 1512.03385, with the stem of the small networks: a 3×3 convolution, no stride, no pooling; the
+parameter names are those of the public RepDistiller checkpoints (Tian et al. 2020, arXiv 1910.10699).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .initialisation import he_by_outputs
+
+_EXPANSION = 4
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3 and 1×1 convolution with a shortcut; [B, in, H, W] → [B, 4·inner, H/stride, W/stride]."""
+
+    def __init__(self, in_channels: int, inner: int, stride: int) -> None:
+        super().__init__()
+        out_channels = _EXPANSION * inner
+        self.conv1 = nn.Conv2d(in_channels, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or in_channels != out_channels:
+            convolution = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in, H, W] → [B, 4·inner, H/stride, W/stride], after the last activation."""
+        out = torch.relu(self.bn1(self.conv1(x)))
+        out = torch.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        return torch.relu(out + self.shortcut(x))
+
+
+class BottleneckResNet(nn.Module):
+    """Stem, four stages of bottlenecks, global average, linear classifier.
+
+    Args:
+        blocks: of each stage.
+        channels: of the stem, and the inner ones of the four stages.
+        num_classes: outputs.
+        in_channels: image channels.
+    """
+
+    def __init__(self, blocks: Sequence[int], channels: Sequence[int], num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        stem, *inner = channels
+        outer = [_EXPANSION * count for count in inner]
+        self.conv1 = nn.Conv2d(in_channels, stem, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem)
+        self.layer1 = _stage(stem, inner[0], blocks[0], stride=1)
+        self.layer2 = _stage(outer[0], inner[1], blocks[1], stride=2)
+        self.layer3 = _stage(outer[1], inner[2], blocks[2], stride=2)
+        self.layer4 = _stage(outer[2], inner[3], blocks[3], stride=2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.linear = nn.Linear(outer[3], num_classes)
+        he_by_outputs(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [B, in_channels, H, W] → logits [B, num_classes]."""
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        logits: Tensor = self.linear(self.avgpool(x).flatten(1))
+        return logits
+
+
+def _stage(in_channels: int, inner: int, blocks: int, stride: int) -> nn.Sequential:
+    further = (Bottleneck(_EXPANSION * inner, inner, 1) for _ in range(blocks - 1))
+    return nn.Sequential(Bottleneck(in_channels, inner, stride), *further)
