@@ -38,6 +38,7 @@ from hintsearch.analysis.pairwise_metrics import PAIRWISE
 from hintsearch.analysis.reading_plan import ReadingPlan, plan_columns, plan_reading
 from hintsearch.distill.data import ImageSet
 from hintsearch.models.candidates import Candidate, list_candidates
+from hintsearch.models.preprocessing import Preprocessing
 from hintsearch.models.taps import LayerTaps
 from hintsearch.models.zoo import ModelSpec, build_model
 from hintsearch.search.layer_actors import CPU_BATCH, LayerTask, TappedNetwork, measure_layers
@@ -404,8 +405,7 @@ def actor_seconds(spec: ModelSpec, paths: tuple[str, ...], images: int, actors: 
     task = LayerTask(
         (TappedNetwork(TrainedNetwork(spec, weights), paths),),
         data,
-        (0.5,) * 3,
-        (0.25,) * 3,
+        Preprocessing((0.5,) * 3, (0.25,) * 3),
         plan,
         columns,
         what_they_read(metric_names()),

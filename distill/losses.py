@@ -33,6 +33,12 @@ class HintLoss(nn.Module):
     def __init__(self, student: FeatureShape, teacher: FeatureShape) -> None:
         super().__init__()
 
+    def read_teacher(self, layer: nn.Module) -> None:
+        """Reads what the loss needs of the teacher layer's own parameters, such as batch-norm scales or filter norms.
+
+        Called once, before the teacher is folded: in the passes that follow these parameters are other ones.
+        """
+
 
 LogitLoss = Callable[[Tensor, Tensor, float], Tensor]
 

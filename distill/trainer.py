@@ -1,9 +1,8 @@
-"""Training one network, with or without a teacher, epoch by epoch."""
+"""Training networks epoch by epoch, with or without a teacher: one, or several on one stream of teacher outputs."""
 
-import math
 import pickle
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,39 +13,22 @@ from torch import Tensor, nn
 
 from ..models.errors import InputError, reason
 from ..models.files import replacing
-from ..models.zoo import ModelSpec, build_model
-from .batches import Augmentation, DeviceImages
+from ..models.folding import frozen
+from ..models.preprocessing import Preprocessing
+from ..models.zoo import ModelSpec
 from .data import DataSplits
 from .evaluation import evaluate
+from .execution import Execution
 from .hint_configuration import HintConfiguration
-from .hinted_student import HintedStudent
+from .hinted_student import Labelling
+from .opening import open_batches
+from .recipe import Recipe
 from .seeding import derived_seed
+from .student_training import TERMS, StudentTraining
+from .teacher_pass import TeacherPass
 
 NORMALISER_BATCHES = 8
-CHECKPOINT_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is trained: SGD, and a cosine schedule to zero at the end of every rung.
-
-    Attributes:
-        lr: learning rate at the start of each rung.
-        momentum: of SGD.
-        nesterov: Nesterov's form of momentum.
-        weight_decay: L2 penalty on all parameters.
-        batch_size: images a step.
-        crop_padding: zero pixels around the image before a random crop; 0: none.
-        flip: mirror half of the images.
-    """
-
-    lr: float = 0.05
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 5e-4
-    batch_size: int = 64
-    crop_padding: int = 4
-    flip: bool = True
+CHECKPOINT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -63,13 +45,40 @@ class Seeds:
 
 
 @dataclass(frozen=True)
+class TaughtStudent:
+    """What tells one student of a group from the others.
+
+    Attributes:
+        hints: what it learns from the teacher.
+        init_seed: of the initial weights of student and adapters.
+    """
+
+    hints: HintConfiguration
+    init_seed: int
+
+
+@dataclass(frozen=True)
+class TeacherNetwork:
+    """A teacher as a trainer takes it.
+
+    Attributes:
+        network: with its weights; it is copied, and left as it is.
+        preprocessing: what it takes; None: the data set's own.
+    """
+
+    network: nn.Module
+    preprocessing: Preprocessing | None = None
+
+
+@dataclass(frozen=True)
 class EpochResult:
     """One epoch's figures.
 
     Attributes:
         epoch: 1-based.
-        metrics: `val_accuracy` (0..1), `val_loss`, `train_loss`, `loss_classification`, `loss_logit`, `loss_hint`
-            (normalised, summed over the pairs, without weight), `lr` at the epoch's start, `images_per_second`.
+        metrics: `val_accuracy` and `val_macro_f1` (0..1), `val_loss`, `train_loss`, `loss_classification`,
+            `loss_logit`, `loss_hint` (normalised, summed over the pairs, without weight), `lr` at the epoch's start,
+            `images_per_second`.
     """
 
     epoch: int
@@ -80,21 +89,24 @@ class NonFiniteLossError(ArithmeticError):
     """The loss became infinite or not a number; the training cannot go on."""
 
 
-class Trainer:
-    """Trains a freshly initialised network and yields its figures epoch by epoch.
+class GroupTrainer:
+    """Trains several students at once: each batch is made, and the teacher runs on it, once for all.
+
+    Each student is trained exactly as it would be alone with the same data_seed.
 
     Args:
-        student: what to train.
+        student: the network that each of them is.
         splits: training and validation images.
         recipe: optimizer, schedule and augmentation.
         rungs: epochs at which a complete annealed schedule ends, increasing; the last one ends the training.
-        seeds: of data order and initialisation.
-        hints: what the student learns from the teacher; None: labels only.
-        teacher: the frozen teacher; its mode is set to eval and its gradients are switched off.
-        device: where to train.
+        students: what tells them apart; at least one.
+        data_seed: order and augmentation of the images, for all.
+        teacher: needed if one of them reads it.
+        start: weights that all of them start from; None: random ones.
+        execution: where and how the arithmetic is done.
 
     Raises:
-        InputError: a hint configuration that does not fit the two networks.
+        InputError: a hint configuration that does not fit the two networks, weights that do not fit.
     """
 
     def __init__(
@@ -103,125 +115,85 @@ class Trainer:
         splits: DataSplits,
         recipe: Recipe,
         rungs: tuple[int, ...],
-        seeds: Seeds,
+        students: Sequence[TaughtStudent],
+        data_seed: int,
         *,
-        hints: HintConfiguration | None = None,
-        teacher: nn.Module | None = None,
-        device: torch.device | str = "cpu",
+        teacher: TeacherNetwork | None = None,
+        start: Mapping[str, Tensor] | None = None,
+        execution: Execution | None = None,
     ) -> None:
-        self.rungs = rungs
-        self.epoch = 0
-        self._recipe, self._seeds = recipe, seeds
-        place = torch.device(device)
-        self._train = DeviceImages(splits.train, splits.mean, splits.sd, place)
-        self._validation = DeviceImages(splits.validation, splits.mean, splits.sd, place)
-        with torch.random.fork_rng():
-            # The student first: its initial weights are then the same whatever adapters follow.
-            torch.manual_seed(seeds.init_seed)
-            network = build_model(student)
-            whole = HintedStudent(
-                network, hints or HintConfiguration(), teacher.to(place) if teacher else None, splits.image_shape
-            )
-        self._whole = whole.to(place)
-        fixed = self._train.fixed_batches(NORMALISER_BATCHES, recipe.batch_size, seeds.data_seed)
+        self.rungs, self.epoch = rungs, 0
+        self._recipe, self._data_seed = recipe, data_seed
+        self._execution = execution or Execution()
+        device = self._execution.place
+        ours = student.preprocessing or splits.preprocessing
+        theirs = (teacher.preprocessing if teacher else None) or splits.preprocessing
+        self._train = open_batches(splits.train, ours, device, theirs)
+        self._validation = open_batches(splits.validation, ours, device)
+        channels, *size = splits.image_shape
+        height, width = theirs.size or size
+        taught_shape = (channels, height, width)
+        labelling = Labelling(recipe.label_smoothing, _class_weights(recipe, splits))
+        network = frozen(teacher.network).to(device) if teacher else None
+        self._trainings: list[StudentTraining] = []
+        self._teacher: TeacherPass | None = None
         try:
-            with _seeded_layers("normalisers", seeds, 0, place):
-                self._whole.set_normalisers(fixed)
+            for one in students:
+                self._trainings.append(
+                    StudentTraining(
+                        student,
+                        start,
+                        one.hints,
+                        one.init_seed,
+                        network,
+                        splits.image_shape,
+                        taught_shape,
+                        recipe,
+                        labelling,
+                        self._execution,
+                    )
+                )
+            # After the students, whose losses may read parameters that folding changes.
+            if network is not None and any(one.hints.needs_teacher for one in students):
+                layers = [layer for training in self._trainings for layer in training.whole.teacher_layers]
+                logits = any(one.hints.logit_weight > 0 for one in students)
+                self._teacher = TeacherPass(network, layers, logits, taught_shape, self._execution)
+            self._set_normalisers()
         except InputError:
-            # The teacher outlives a refused configuration, and must not keep its taps.
-            self._whole.close()
+            self.close()
             raise
-        self._optimizer = torch.optim.SGD(
-            self._whole.parameters(),
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            nesterov=recipe.nesterov and recipe.momentum > 0,
-            weight_decay=recipe.weight_decay,
-        )
 
     @property
-    def student(self) -> nn.Module:
-        """The network being trained."""
-        return self._whole.student
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The networks that are validated and exported, one a student."""
+        return tuple(training.network for training in self._trainings)
 
     @property
-    def normalisers(self) -> tuple[float, ...]:
-        """One constant a hint pair, by which its loss is divided."""
-        return tuple(self._whole.normalisers.tolist())
+    def normalisers(self) -> tuple[tuple[float, ...], ...]:
+        """For each student one constant a hint pair, by which its loss is divided."""
+        return tuple(tuple(training.whole.normalisers.tolist()) for training in self._trainings)
 
-    def epochs(self) -> Iterator[EpochResult]:
+    def epochs(self) -> Iterator[tuple[EpochResult, ...]]:
         """Trains on from the present epoch to the last; takes the taps off the networks at the end.
 
+        Yields:
+            One result a student.
+
         Raises:
-            NonFiniteLossError: at the end of the first epoch whose loss is not finite.
+            NonFiniteLossError: at the end of the first epoch with a step whose loss is not finite.
         """
         try:
             while self.epoch < self.rungs[-1]:
                 yield self._run_epoch()
         finally:
-            self._whole.close()
-
-    def _run_epoch(self) -> EpochResult:
-        epoch = self.epoch + 1
-        started = time.perf_counter()
-        lr = learning_rate(self._recipe.lr, self.rungs, epoch - 1)
-        batches = self._batches_per_epoch
-        # `tolist` waits for the device, so the time is taken after it.
-        total, classification, logit, hint = (value / batches for value in self._train_epoch(epoch).tolist())
-        seconds = time.perf_counter() - started
-        if not math.isfinite(total):
-            raise NonFiniteLossError(
-                f"the loss is not finite in epoch {epoch} (classification {classification:.4g}, logit {logit:.4g}, "
-                f"hint {hint:.4g}) at a learning rate of {lr:.4g}; lower lr or the weights"
-            )
-        validation = evaluate(self.student, self._validation, self._recipe.batch_size * 4)
-        self.epoch = epoch
-        return EpochResult(
-            epoch,
-            {
-                "val_accuracy": validation["accuracy"],
-                "val_loss": validation["loss"],
-                "train_loss": total,
-                "loss_classification": classification,
-                "loss_logit": logit,
-                "loss_hint": hint,
-                "lr": lr,
-                "images_per_second": len(self._train) / seconds,
-            },
-        )
-
-    def _train_epoch(self, epoch: int) -> Tensor:
-        """Sums over the batches of [total, classification, logit, hint], on the device: no synchronisation inside."""
-        self._whole.train()
-        augmentation = Augmentation(self._recipe.crop_padding, self._recipe.flip)
-        batches = self._train.epoch(epoch, self._recipe.batch_size, self._seeds.data_seed, augmentation)
-        sums = torch.zeros(4, device=self._train.labels.device)
-        steps = self._batches_per_epoch
-        with _seeded_layers("epoch", self._seeds, epoch, self._train.labels.device):
-            for step, batch in enumerate(batches):
-                lr = learning_rate(self._recipe.lr, self.rungs, epoch - 1 + step / steps)
-                for group in self._optimizer.param_groups:
-                    group["lr"] = lr
-                terms = self._whole.terms(batch)
-                total = self._whole.total(terms)
-                self._optimizer.zero_grad(set_to_none=True)
-                torch.autograd.backward(total)
-                self._optimizer.step()
-                normalised = (terms.hints / self._whole.normalisers).sum()
-                sums += torch.stack([total, terms.classification, terms.logit, normalised]).detach()
-        return sums
-
-    @property
-    def _batches_per_epoch(self) -> int:
-        return self._train.batch_count(self._recipe.batch_size)
+            self.close()
 
     def save_checkpoint(self, path: Path) -> None:
         """Writes all that a later `load_checkpoint` needs to go on exactly as if never interrupted."""
         content = {
             "version": CHECKPOINT_VERSION,
             "epoch": self.epoch,
-            "whole": self._whole.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "students": [training.state_dict() for training in self._trainings],
         }
         with replacing(path) as temporary:
             torch.save(content, temporary)
@@ -233,7 +205,7 @@ class Trainer:
             InputError: the file is damaged, or of another version.
         """
         try:
-            content: dict[str, Any] = torch.load(path, map_location=self._train.labels.device, weights_only=True)
+            content: dict[str, Any] = torch.load(path, map_location=self._execution.place, weights_only=True)
             version = content["version"]
         except (OSError, RuntimeError, EOFError, LookupError, TypeError, pickle.UnpicklingError) as error:
             raise InputError(
@@ -243,29 +215,178 @@ class Trainer:
             raise InputError(
                 f"{path} has version {version}, but must have {CHECKPOINT_VERSION}; start the training anew"
             )
-        self._whole.load_state_dict(content["whole"])
-        self._optimizer.load_state_dict(content["optimizer"])
+        for training, state in zip(self._trainings, content["students"], strict=True):
+            training.load_state_dict(state)
         self.epoch = content["epoch"]
+
+    def close(self) -> None:
+        """Takes the taps off the students, and ends what reads images."""
+        for training in self._trainings:
+            training.close()
+        self._train.close()
+        self._validation.close()
+
+    def _set_normalisers(self) -> None:
+        batches = self._train.fixed_batches(NORMALISER_BATCHES, self._recipe.batch_size, self._data_seed)
+        taught = [self._teacher(batch.teacher_images) for batch in batches] if self._teacher else []
+        for training in self._trainings:
+            with _own_generators(self._execution.place):
+                _seed_layers("normalisers", self._data_seed, training.init_seed)
+                training.whole.set_normalisers(batches, taught)
+
+    def _run_epoch(self) -> tuple[EpochResult, ...]:
+        epoch = self.epoch + 1
+        started = time.perf_counter()
+        # [students, steps, terms]; `cpu` waits for the device, so the time is taken after it.
+        history = self._train_epoch(epoch).cpu()
+        seconds = time.perf_counter() - started
+        self._check_finite(history, epoch)
+        self.epoch = epoch
+        figures = history.double().mean(dim=1).tolist()
+        lr = self._recipe.learning_rate(self.rungs, epoch - 1)
+        speed = {"lr": lr, "images_per_second": len(self._train) / seconds}
+        return tuple(
+            EpochResult(epoch, {**self._validate(network), **dict(zip(TERMS, terms, strict=True)), **speed})
+            for network, terms in zip(self.networks, figures, strict=True)
+        )
+
+    def _train_epoch(self, epoch: int) -> Tensor:
+        """The terms of each step, [students, steps, 4] on the device: nothing waits for it before the epoch's end."""
+        steps = self._train.batch_count(self._recipe.batch_size)
+        batches = self._train.epoch(epoch, self._recipe.batch_size, self._data_seed, self._recipe.augmentation)
+        rows: list[Tensor] = []
+        for training in self._trainings:
+            training.whole.train()
+        with _own_generators(self._execution.place):
+            for step, batch in enumerate(batches):
+                lr = self._recipe.learning_rate(self.rungs, epoch - 1 + step / steps)
+                taught = self._teacher(batch.teacher_images) if self._teacher else None
+                row = []
+                for training in self._trainings:
+                    # What layers draw themselves (dropout) is each student's own, whoever is trained beside it.
+                    _seed_layers("step", self._data_seed, training.init_seed, epoch, step)
+                    row.append(training.step(batch, taught, lr))
+                rows.append(torch.stack(row))
+        return torch.stack(rows, dim=1)
+
+    def _check_finite(self, history: Tensor, epoch: int) -> None:
+        broken = ~torch.isfinite(history).all(dim=2)
+        if not broken.any():
+            return
+        step = int(broken.any(dim=0).nonzero()[0])
+        which = int(broken[:, step].nonzero()[0])
+        total, classification, logit, hint = history[which, step].tolist()
+        steps = history.shape[1]
+        lr = self._recipe.learning_rate(self.rungs, epoch - 1 + step / steps)
+        of = f" of the student with init_seed {self._trainings[which].init_seed}" if len(self._trainings) > 1 else ""
+        raise NonFiniteLossError(
+            f"the loss{of} is {total:.4g} in step {step + 1} of {steps} of epoch {epoch} (classification "
+            f"{classification:.4g}, logit {logit:.4g}, hint {hint:.4g}) at a learning rate of {lr:.4g}; lower lr or "
+            "the weights, or set recipe.clip_norm"
+        )
+
+    def _validate(self, network: nn.Module) -> dict[str, float]:
+        found = evaluate(network, self._validation, self._recipe.batch_size * 4, self._execution)
+        return {f"val_{name}": value for name, value in found.items()}
+
+
+class Trainer:
+    """Trains one network and yields its figures epoch by epoch; `GroupTrainer` with one student.
+
+    Args:
+        student: what to train.
+        splits: training and validation images.
+        recipe: optimizer, schedule and augmentation.
+        rungs: epochs at which a complete annealed schedule ends, increasing; the last one ends the training.
+        seeds: of data order and initialisation.
+        hints: what the student learns from the teacher; None: labels only.
+        teacher: needed if the hints read it.
+        start: weights that it starts from; None: random ones.
+        execution: where and how the arithmetic is done.
+
+    Raises:
+        InputError: a hint configuration that does not fit the two networks, weights that do not fit.
+    """
+
+    def __init__(
+        self,
+        student: ModelSpec,
+        splits: DataSplits,
+        recipe: Recipe,
+        rungs: tuple[int, ...],
+        seeds: Seeds,
+        *,
+        hints: HintConfiguration | None = None,
+        teacher: TeacherNetwork | None = None,
+        start: Mapping[str, Tensor] | None = None,
+        execution: Execution | None = None,
+    ) -> None:
+        students = [TaughtStudent(hints or HintConfiguration(), seeds.init_seed)]
+        self._group = GroupTrainer(
+            student,
+            splits,
+            recipe,
+            rungs,
+            students,
+            seeds.data_seed,
+            teacher=teacher,
+            start=start,
+            execution=execution,
+        )
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """Epochs at which a complete annealed schedule ends."""
+        return self._group.rungs
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return self._group.epoch
+
+    @property
+    def student(self) -> nn.Module:
+        """The network that is validated and exported."""
+        return self._group.networks[0]
+
+    @property
+    def normalisers(self) -> tuple[float, ...]:
+        """One constant a hint pair, by which its loss is divided."""
+        return self._group.normalisers[0]
+
+    def epochs(self) -> Iterator[EpochResult]:
+        """Trains on from the present epoch to the last; see `GroupTrainer.epochs`."""
+        for (result,) in self._group.epochs():
+            yield result
+
+    def save_checkpoint(self, path: Path) -> None:
+        """Writes all that a later `load_checkpoint` needs to go on exactly as if never interrupted."""
+        self._group.save_checkpoint(path)
+
+    def load_checkpoint(self, path: Path) -> None:
+        """Goes back to the end of the epoch at which `save_checkpoint` was called; the arguments must be the same.
+
+        Raises:
+            InputError: the file is damaged, or of another version.
+        """
+        self._group.load_checkpoint(path)
+
+
+def _class_weights(recipe: Recipe, splits: DataSplits) -> tuple[float, ...] | None:
+    """Each class's n/(classes·its images), which is 1 where all have as many; as scikit-learn's `balanced`."""
+    if recipe.class_weights == "none":
+        return None
+    labels = torch.from_numpy(splits.train.labels)
+    counts = torch.bincount(labels, minlength=splits.classes)
+    return tuple((len(labels) / (splits.classes * counts.double())).tolist())
 
 
 @contextmanager
-def _seeded_layers(purpose: str, seeds: Seeds, epoch: int, device: torch.device) -> Iterator[None]:
-    """Seeds what layers draw themselves (dropout) from the trial's seeds, and gives the global generators back."""
+def _own_generators(device: torch.device) -> Iterator[None]:
+    """Gives the global generators, which layers draw from, back as they were."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(derived_seed(purpose, seeds.data_seed, seeds.init_seed, epoch))
         yield
 
 
-def learning_rate(initial: float, rungs: tuple[int, ...], progress: float) -> float:
-    """Cosine from `initial` to zero over each rung, restarted at the next.
-
-    Args:
-        initial: learning rate at the start of a rung.
-        rungs: epochs at which a rung ends, increasing.
-        progress: epochs done, with the fraction of the present one.
-    """
-    start = max((end for end in rungs if end <= progress), default=0)
-    stop = min((end for end in rungs if end > progress), default=rungs[-1])
-    if stop == start:
-        return 0.0
-    return 0.5 * initial * (1 + math.cos(math.pi * (progress - start) / (stop - start)))
+def _seed_layers(purpose: str, *numbers: int) -> None:
+    torch.manual_seed(derived_seed(purpose, *numbers))

@@ -170,12 +170,14 @@ def teacher(
     study: StudyArgument, overrides: SetOption = None, address: AddressOption = None, as_json: JsonOption = False
 ) -> None:
     """Train or load a study's teacher and print its accuracy."""
+    from .own_code import say_own_code
     from .preparation import prepare_teacher, study_data
     from .study import load_study
     from .view import View
 
     view = View(as_json)
     loaded = load_study(study, overrides or ())
+    say_own_code(loaded, view)
     ready = prepare_teacher(loaded, study_data(loaded), view, address)
     view.document(
         {
@@ -196,17 +198,19 @@ def distill(
     hints_file: Annotated[str, typer.Argument(metavar="HINTS", help="An exported hint file.")],
     student: Annotated[str | None, typer.Option(help="Another student; its layers are paired anew.")] = None,
     teacher: Annotated[str | None, typer.Option(metavar="PATH", help="File of the teacher's weights.")] = None,
-    seeds: Annotated[int, typer.Option(help="How many students, each with fresh seeds but the first.")] = 1,
+    seeds: Annotated[int, typer.Option(help="How many students, each with other initial weights.")] = 1,
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="Where the weights go. [default: SEARCH-student.safetensors]")
     ] = None,
+    preset: Annotated[str | None, typer.Option(help="A published recipe instead of the exported one.")] = None,
     trust_code: Annotated[bool, typer.Option("--trust-code", help="Run code that the hint file names.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Retrain a student from an exported hint file, and test it."""
     from ..analysis.pairing import BY_SIMILARITY
+    from ..distill.recipe import PRESETS
     from .export import load_hints
-    from .retrain import distill_student
+    from .retrain import distill_execution, distill_student
     from .view import View
 
     view = View(as_json)
@@ -214,7 +218,18 @@ def distill(
     place = output or f"{content.search}-student.safetensors"
     if student is not None and content.selection and content.selection.pairing == BY_SIMILARITY:
         view.say(f"The similarities behind the exported pairs are of another student: {student} is paired by depth.")
-    with view.retraining(seeds, content.training.rungs[-1]) as on_epoch:
+    if student is not None and content.student.start:
+        view.say(f"{student} starts from random weights: those of the exported student are another network's.")
+    precision = distill_execution(content).precision
+    if precision != content.training.precision:
+        view.say(
+            f"The exporting trial computed in {content.training.precision}, which this machine has not: {precision}."
+        )
+    epochs = content.training.rungs[-1]
+    if preset is not None:
+        epochs = PRESETS.get(preset).epochs
+        view.say(f"Recipe {preset}, {epochs} epochs, instead of the exported one of {content.training.rungs[-1]}.")
+    with view.retraining(seeds, epochs) as on_epoch:
         results = distill_student(
             content,
             student=student,
@@ -222,9 +237,10 @@ def distill(
             seeds=seeds,
             output=place,
             trust_code=trust_code,
+            preset=preset,
             on_epoch=on_epoch,
         )
-    view.retrained(content, results, same_student=student is None)
+    view.retrained(content, results, repeats=student is None and preset is None)
     view.document(
         {"search": content.search, "trial": content.trial, "students": [asdict(result) for result in results]}
     )
@@ -288,7 +304,7 @@ def ui(
 
 def _conclude(result: "SearchResult", view: "View", goes_on_by: str) -> None:
     """Shows how a search ended and what to type next; exits unless all is done."""
-    from ..models.zoo import is_own_factory
+    from ..models.own_code import is_own_code
     from .export import load_hints
     from .places import tracking_uri
     from .resuming import program
@@ -320,7 +336,8 @@ def _conclude(result: "SearchResult", view: "View", goes_on_by: str) -> None:
     view.hint_points(result.hints)
     view.say(f"Exported: {shown}\n\nNext:")
     content = load_hints(result.hints)
-    own_code = is_own_factory(content.teacher.model) or is_own_factory(content.student.model)
+    named = (content.teacher.model, content.student.model, str(content.data["name"]))
+    own_code = any(is_own_code(name) for name in named)
     trust = " --trust-code" if own_code else ""
     # Only where the commands would not find the store by themselves.
     store = "" if result.tracking_uri == tracking_uri(None, None) else f" --tracking {result.tracking_uri}"
@@ -369,8 +386,14 @@ def _datasets() -> Iterable[Any]:
     return DATASETS
 
 
-def _register_list(name: str, title: str, entries: Callable[[], Iterable[Any]]) -> None:
-    """A command that lists a registry."""
+def _presets() -> Iterable[Any]:
+    from ..distill.recipe import PRESETS
+
+    return PRESETS
+
+
+def _register_list(name: str, title: str, entries: Callable[[], Iterable[Any]], beside: str = "") -> None:
+    """A command that lists a registry, and says what can be named beside it."""
 
     @app.command(name, help=f"{title} that a study can name.")
     def show(as_json: JsonOption = False) -> None:
@@ -379,12 +402,27 @@ def _register_list(name: str, title: str, entries: Callable[[], Iterable[Any]]) 
         rows = [{"name": entry.name, **entry.facts, "source": entry.source} for entry in entries()]
         view = View(as_json)
         view.entries(title, rows)
+        if beside:
+            view.say(beside)
         view.document(rows)
 
 
-_register_list("models", "Networks", _models)
+_register_list(
+    "models",
+    "Networks",
+    _models,
+    "Also: torchvision:NAME, timm:NAME (pip install 'hintsearch[timm]'), and your own path/to/file.py:function or "
+    "package.module:function, called with num_classes and in_channels.",
+)
 _register_list("losses", "Losses", _losses)
 _register_list("metrics", "Layer metrics", _metrics)
 _register_list("selectors", "Selectors", _selectors)
 _register_list("pairings", "Pairings", _pairings)
-_register_list("datasets", "Data sets", _datasets)
+_register_list(
+    "datasets",
+    "Data sets",
+    _datasets,
+    "Also: a folder with train.npz and test.npz, a folder of images (a folder a class, below train/ and test/ or not), "
+    "and your own path/to/file.py:function, which returns map-style train, validation and test.",
+)
+_register_list("presets", "Recipe presets", _presets)

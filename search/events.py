@@ -32,11 +32,12 @@ class Extended:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Teacher and layers are known; a resumed search must find the same ones."""
+    """Teacher and layers are known; a resumed search must find the same ones, and compute in the same precision."""
 
     teacher_sha256: str
     teacher_path: str
     teacher_accuracy: float
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True)

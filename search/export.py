@@ -19,6 +19,7 @@ from ..analysis.trials import SEARCH_FILE, SearchRecord, TrialRow
 from ..distill.hint_configuration import HintConfiguration, HintPair
 from ..models.errors import InputError, reason
 from ..models.files import replacing
+from ..models.preprocessing import Preprocessing
 from ..models.zoo import ModelSpec
 from .mlflow_logger import HINT_FILE
 from .study import explain
@@ -32,6 +33,15 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class PreprocessingPart(_Part):
+    """How a network takes its images."""
+
+    mean: tuple[float, ...]
+    sd: tuple[float, ...]
+    size: tuple[int, int] | None = None
+    interpolation: str = "bilinear"
+
+
 class ModelPart(_Part):
     """A network by its factory; `factory_sha256` is of the file behind one's own factory."""
 
@@ -40,10 +50,26 @@ class ModelPart(_Part):
     in_channels: int
     width: float = 1.0
     factory_sha256: str | None = None
+    preprocessing: PreprocessingPart | None = None
 
     def spec(self) -> ModelSpec:
         """What `build_model` takes."""
-        return ModelSpec(self.model, self.num_classes, self.in_channels, self.width)
+        takes = Preprocessing(**self.preprocessing.model_dump()) if self.preprocessing else None
+        return ModelSpec(self.model, self.num_classes, self.in_channels, self.width, takes)
+
+
+class StartPart(_Part):
+    """The weights that students start from: their hash, and where they lay."""
+
+    sha256: str
+    path: str
+    artifact: str
+
+
+class StudentPart(ModelPart):
+    """The student, and the weights it starts from unless they are random."""
+
+    start: StartPart | None = None
 
 
 class TeacherPart(ModelPart):
@@ -105,6 +131,8 @@ class TrainingPart(_Part):
     data_seed: int
     init_seed: int
     device: str = "cpu"
+    precision: str = "fp32"
+    compile: str = "off"
     threads: int
 
 
@@ -135,8 +163,9 @@ class HintFile(_Part):
     trial: int
     arm: str
     teacher: TeacherPart
-    student: ModelPart
+    student: StudentPart
     data: dict[str, Any]
+    data_code_sha256: str | None = None
     hints: HintsPart
     selection: SelectionPart | None
     training: TrainingPart
@@ -191,8 +220,9 @@ def hint_file(client: MlflowClient, record: SearchRecord, row: TrialRow) -> Hint
         trial=row.number,
         arm=row.arm,
         teacher=TeacherPart(**search["teacher"], tracking_uri=client.tracking_uri, run_id=record.parent_run_id),
-        student=ModelPart(**search["student"]),
+        student=StudentPart(**search["student"]),
         data=search["data"],
+        data_code_sha256=search.get("data_code_sha256"),
         hints=HintsPart(**{**hints, "pairs": pairs}),
         selection=_selection(selection, document["parameters"]) if selection else None,
         training=TrainingPart(**{**search["training"], **document["seeds"], "recipe": recipe}),

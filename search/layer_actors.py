@@ -13,8 +13,9 @@ from torch import nn
 from ..analysis.layer_reading import ChunkReading, LayerReader, Wanted
 from ..analysis.measurement import MeasurementBuilder
 from ..analysis.reading_plan import Chunk, Columns, ReadingPlan
-from ..distill.batches import DeviceImages
-from ..distill.data import ImageSet
+from ..distill.batches import batch_bounds
+from ..distill.data import Split
+from ..models.preprocessing import InputTransform, Preprocessing
 from .networks import TrainedNetwork
 from .ray_session import cluster_cpus, cluster_gpus, free_resources, wait_for_resources
 
@@ -50,8 +51,7 @@ class LayerTask:
     Attributes:
         networks: read side by side on the same images; their candidates follow one another in the sums.
         images: training images without augmentation.
-        mean: channel means used to normalise.
-        sd: channel standard deviations used to normalise.
+        preprocessing: what a network takes that says nothing of its own.
         plan: how the images are cut.
         columns: of the sums.
         wanted: what is gathered beside the sums.
@@ -60,9 +60,8 @@ class LayerTask:
     """
 
     networks: tuple[TappedNetwork, ...]
-    images: ImageSet
-    mean: tuple[float, ...]
-    sd: tuple[float, ...]
+    images: Split
+    preprocessing: Preprocessing
     plan: ReadingPlan
     columns: Columns
     wanted: Wanted
@@ -70,17 +69,23 @@ class LayerTask:
 
 
 class SideBySide(nn.Module):
-    """Several networks that read the same images; the candidates of the n-th are found below `n.`."""
+    """Several networks that read the same images; the candidates of the n-th are found below `n.`.
 
-    def __init__(self, networks: Sequence[nn.Module]) -> None:
+    Args:
+        networks: what reads.
+        transforms: of each, what makes pixels into its input.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module], transforms: Sequence[InputTransform]) -> None:
         super().__init__()
+        self._transforms = tuple(transforms)
         for number, network in enumerate(networks):
             self.add_module(str(number), network)
 
-    def forward(self, images: torch.Tensor) -> None:
-        """Images [B, C, H, W]; the networks' own outputs are not wanted."""
-        for network in self.children():
-            network(images)
+    def forward(self, pixels: torch.Tensor) -> None:
+        """Uint8 [B, C, H, W]; the networks' own outputs are not wanted."""
+        for network, transform in zip(self.children(), self._transforms, strict=True):
+            network(transform(pixels))
 
 
 class LayerWorker:
@@ -92,7 +97,10 @@ class LayerWorker:
     def __init__(self, task: LayerTask, on_gpu: bool = False) -> None:
         torch.set_num_threads(1)
         device = torch.device("cuda" if on_gpu else "cpu")
-        networks = SideBySide([tapped.network.build() for tapped in task.networks]).to(device)
+        transforms = [
+            InputTransform(tapped.network.spec.preprocessing or task.preprocessing, device) for tapped in task.networks
+        ]
+        networks = SideBySide([tapped.network.build() for tapped in task.networks], transforms).to(device)
         paths = [f"{number}.{path}" for number, tapped in enumerate(task.networks) for path in tapped.paths]
         self._task, self._device = task, device
         self._reader = LayerReader(networks, paths, task.columns, task.wanted, device)
@@ -104,11 +112,12 @@ class LayerWorker:
     def read(self, chunk: Chunk, bandwidths: tuple[float, ...] | None = None) -> ChunkReading:
         """Reads a chunk in one forward pass of each image; without bandwidths, its own are measured."""
         task = self._task
-        images = task.images.subset(np.arange(chunk.start, chunk.stop))
-        size = task.batch or (len(images) if self._device.type == "cuda" else CPU_BATCH)
-        batches = DeviceImages(images, task.mean, task.sd, self._device).in_order(size)
+        rows = np.arange(chunk.start, chunk.stop)
+        pixels = torch.from_numpy(np.array(task.images.read(rows))).to(self._device)
+        labels = torch.from_numpy(task.images.labels[rows]).to(self._device)
+        size = task.batch or (len(rows) if self._device.type == "cuda" else CPU_BATCH)
         return self._reader.read(
-            ((batch.images, batch.labels) for batch in batches),
+            ((pixels[start:stop], labels[start:stop]) for start, stop in batch_bounds(len(rows), size)),
             chunk.anchors,
             task.plan.is_held_out(chunk.group),
             bandwidths,

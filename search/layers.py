@@ -17,7 +17,8 @@ from ..distill.data import DataSplits
 from ..models.candidates import Candidate, list_candidates
 from ..models.errors import InputError, reason
 from ..models.files import replacing
-from ..models.zoo import ModelSpec, build_model, own_factory_sha256
+from ..models.own_code import own_code_sha256
+from ..models.zoo import ModelSpec, build_model
 from .layer_actors import LayerTask, TappedNetwork, measure_layers
 from .places import cache_folder
 from .study import Study
@@ -62,8 +63,8 @@ class LayerPass:
 def candidates_of(
     spec: ModelSpec, image_shape: tuple[int, int, int], paths: tuple[str, ...] | None = None
 ) -> tuple[Candidate, ...]:
-    """The candidates of a network, for images of that shape."""
-    return list_candidates(build_model(spec), image_shape, paths)
+    """The candidates of a network, for data with images of that shape."""
+    return list_candidates(build_model(spec), spec.input_shape(image_shape), paths)
 
 
 def plan_pass(
@@ -101,8 +102,7 @@ def layer_task(
     return LayerTask(
         networks,
         splits.train.subset(np.arange(layer_pass.plan.images)),
-        splits.mean,
-        splits.sd,
+        splits.preprocessing,
         layer_pass.plan,
         layer_pass.columns,
         what_they_read(layer_pass.metrics),
@@ -199,7 +199,7 @@ def _cache_path(study: Study, teacher: Teacher, splits: DataSplits) -> Path:
         "version": METRICS_VERSION,
         "teacher": teacher.sha256,
         "spec": asdict(teacher.spec),
-        "factory": own_factory_sha256(teacher.spec.name),
+        "factory": own_code_sha256(teacher.spec.name),
         "data": splits.sha256(),
         "seed": study.seed,
         # The number of actors, and of images a forward pass, change nothing.

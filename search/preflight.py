@@ -13,15 +13,18 @@ from ..analysis.pairing import pair_by_depth
 from ..distill.data import DataSplits, known_shape
 from ..distill.hint_configuration import HintConfiguration, HintPair
 from ..distill.threads import torch_threads
-from ..distill.trainer import Recipe, Seeds, Trainer
+from ..distill.trainer import Seeds, TeacherNetwork, Trainer
 from ..models.candidates import Candidate, stage_ends
 from ..models.errors import InputError
-from ..models.zoo import ModelSpec, build_model
+from ..models.weights import apply_weights
+from ..models.zoo import build_model
+from .hardware import local_execution
 from .layers import candidates_of, plan_pass
 from .places import sqlite_file
 from .preparation import study_data
+from .specs import model_spec, student_spec, teacher_spec
 from .study import Study
-from .teacher import find_teacher, student_spec, teacher_spec
+from .teacher import find_teacher, start_weights
 from .tracking import connect
 
 ESTIMATE_EPOCHS = 2
@@ -68,10 +71,10 @@ def check_shapes(study: Study, classes: int, image_shape: tuple[int, int, int]) 
         InputError: a network that cannot be built, or more clusters than candidates.
     """
     teacher = candidates_of(
-        _spec(study.teacher.model, study.teacher.width, classes, image_shape), image_shape, study.layers.candidates
+        model_spec("teacher", study.teacher, classes, image_shape), image_shape, study.layers.candidates
     )
     student = candidates_of(
-        _spec(study.student.model, study.student.width, classes, image_shape), image_shape, study.student.candidates
+        model_spec("student", study.student, classes, image_shape), image_shape, study.student.candidates
     )
     stages = len(stage_ends(student))
     clusters = study.space.hints.clusters
@@ -96,7 +99,7 @@ def check_without_data(study: Study) -> Shapes:
     Raises:
         InputError: what `check_shapes` raises; a folder of npz files, whose images have to be read.
     """
-    known = known_shape(study.data.name)
+    known = known_shape(study.data.name, study.data_spec().image_size)
     if known is None:
         splits = study_data(study)
         known = splits.classes, splits.image_shape
@@ -138,6 +141,11 @@ def check_study(study: Study, tracking_uri: str, address: str | None) -> Checked
     splits = study_data(study)
     shapes = check_shapes(study, splits.classes, splits.image_shape)
     plan_pass(study, shapes.teacher, len(splits.train), splits.classes)
+    start = start_weights(study)
+    if start is not None:
+        apply_weights(
+            build_model(student_spec(study, splits)), start, f"student.checkpoint, {study.student.checkpoint},"
+        )
     return Checked(splits, shapes, find_teacher(study, splits) is not None)
 
 
@@ -151,15 +159,17 @@ def estimate(study: Study, checked: Checked, trials: int) -> Estimate:
         tuple(HintPair(point.path, layer.path, study.space.loss.hint[0], 1.0) for point, layer in pairs),
         logit_weight=1.0,
     )
+    spec = teacher_spec(study, splits)
     with torch_threads(study.resources.cpus_per_trial):
         trainer = Trainer(
             student_spec(study, splits),
             splits,
-            Recipe(**{**study.recipe.recipe().__dict__, "lr": 1e-4}),
+            study.recipe.recipe(lr=1e-4),
             (ESTIMATE_EPOCHS,),
             Seeds(),
             hints=hints,
-            teacher=build_model(teacher_spec(study, splits)),
+            teacher=TeacherNetwork(build_model(spec), spec.preprocessing),
+            execution=local_execution(study.resources, on_gpu=False)[0],
         )
         started = time.perf_counter()
         for _ in trainer.epochs():
@@ -168,10 +178,6 @@ def estimate(study: Study, checked: Checked, trials: int) -> Estimate:
     training_seconds = epoch_seconds * study.budget.rungs[-1] * trials
     at_once = min(study.resources.concurrent_trials or trials, _local_trials(study))
     return Estimate(trials, epoch_seconds, training_seconds, training_seconds / at_once, checked.teacher_ready)
-
-
-def _spec(model: str, width: float, classes: int, image_shape: tuple[int, int, int]) -> ModelSpec:
-    return ModelSpec(model, classes, image_shape[0], width)
 
 
 def _local_trials(study: Study) -> int:

@@ -13,13 +13,15 @@ from ..analysis.pairing import BY_SIMILARITY, pair_hints
 from ..analysis.stability import with_stability
 from ..distill.data import DataSplits, load_data
 from ..models.candidates import Candidate, stage_ends
+from ..models.weights import StateDict
 from .layer_actors import count_actors
 from .layers import LayerPass, Layers, cached_layers, candidates_of, compute_layers, plan_pass
 from .places import cache_folder
 from .ray_session import ray_session
 from .similarity import SIMILARITY_METRICS, cached_similarity, compute_similarity, train_reference_student
+from .specs import student_spec, teacher_spec
 from .study import Study
-from .teacher import Teacher, find_teacher, student_spec, teacher_spec, train_teacher
+from .teacher import Teacher, find_teacher, start_weights, train_teacher
 from .view import View
 
 
@@ -33,6 +35,7 @@ class Preparation:
         layers: its candidates and their layer metrics.
         student: the student's candidates.
         similarity: CKA [teacher's candidates, student's candidates] if a pairing reads it.
+        start: weights that students start from; None: random ones.
     """
 
     splits: DataSplits
@@ -40,6 +43,7 @@ class Preparation:
     layers: Layers
     student: tuple[Candidate, ...]
     similarity: Matrix | None = None
+    start: StateDict | None = None
 
 
 def study_data(study: Study) -> DataSplits:
@@ -79,7 +83,7 @@ def prepare(study: Study, view: View, address: str | None = None, recompute: boo
     if layers is None:
         layers = _measured_layers(study, teacher, splits, layer_pass, view, address)
     student = candidates_of(student_spec(study, splits), splits.image_shape, study.student.candidates)
-    preparation = Preparation(splits, teacher, layers, student)
+    preparation = Preparation(splits, teacher, layers, student, start=start_weights(study))
     if BY_SIMILARITY in study.space.hints.pairings:
         preparation = with_similarity(preparation, study, view, address)
     return preparation

@@ -1,6 +1,6 @@
 """Retraining a student from an exported hint configuration; the only place that reads the test split."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,16 +9,19 @@ from mlflow.exceptions import MlflowException
 from torch import nn
 
 from ..analysis.pairing import BY_DEPTH, BY_SIMILARITY, pair_hints
-from ..distill.batches import DeviceImages
 from ..distill.data import DataSpec, DataSplits, load_data
 from ..distill.evaluation import evaluate
+from ..distill.execution import Execution, best_precision
 from ..distill.hint_configuration import HintConfiguration
+from ..distill.opening import open_batches
+from ..distill.recipe import PRESETS, Recipe
 from ..distill.threads import torch_threads
-from ..distill.trainer import EpochResult, Recipe, Seeds, Trainer
+from ..distill.trainer import EpochResult, GroupTrainer, TaughtStudent, TeacherNetwork
 from ..models.errors import InputError, reason
+from ..models.own_code import check_own_code, is_own_code, own_code_path, own_code_sha256
 from ..models.weights import StateDict, apply_weights, read_weights, save_weights, weights_sha256
-from ..models.zoo import ModelSpec, build_model, check_model_name, is_own_factory, own_factory_sha256
-from .export import HintFile, ModelPart, TeacherPart, check_output
+from ..models.zoo import ModelSpec, build_model, check_model_name
+from .export import HintFile, ModelPart, StartPart, TeacherPart, check_output
 from .layers import candidates_of
 from .places import cache_folder, cached_teacher_path
 from .tracking import connect
@@ -29,7 +32,7 @@ class RetrainedStudent:
     """One retrained student.
 
     Attributes:
-        data_seed: of order and augmentation.
+        data_seed: of order and augmentation; the same for all.
         init_seed: of initial weights.
         validation: metrics of the last epoch.
         test_accuracy: on the test split, evaluated once, after the last epoch.
@@ -51,18 +54,22 @@ def distill_student(
     seeds: int = 1,
     output: str | Path = "student.safetensors",
     trust_code: bool = False,
-    on_epoch: Callable[[Seeds, EpochResult], None] | None = None,
+    preset: str | None = None,
+    on_epoch: Callable[[int, EpochResult], None] | None = None,
 ) -> list[RetrainedStudent]:
     """Trains students as the file says, the first with the very seeds of the exporting trial.
+
+    All are trained on one stream of images and teacher outputs; each further one has fresh initial weights.
 
     Args:
         hints: what `load_hints` read.
         student: another network, whose layers are paired anew; None: the file's.
         teacher: file of the teacher's weights; None: cache, the file's path, then MLflow.
-        seeds: how many students; each further one has fresh data and init seeds.
+        seeds: how many students.
         output: where the weights go; `-seedN` is added if there are several.
         trust_code: whether a factory of somebody's own code, named by the file, may run.
-        on_epoch: called with each epoch's figures.
+        preset: a published recipe, with its epochs, instead of the file's.
+        on_epoch: called with each student's init seed and epoch figures.
 
     Returns:
         One entry a seed.
@@ -80,41 +87,83 @@ def distill_student(
     splits = load_data(DataSpec(**data), cache_folder() / "data")
     configuration = _configuration(hints, spec, splits, repaired=student is not None)
     network = _teacher_network(hints.teacher, teacher) if configuration.needs_teacher else None
+    recipe, rungs = _schedule(hints, spec, preset)
+    training = hints.training
+    execution = distill_execution(hints)
+    # Of another network, the weights that the exported student starts from are none.
+    start = _start_weights(hints) if student is None else None
+    init_seeds = [training.init_seed + repeat for repeat in range(seeds)]
+    # As many threads as the trial had: another number rounds differently, and the figure would not be reproduced.
+    with torch_threads(training.threads):
+        trainer = GroupTrainer(
+            spec,
+            splits.without_test(),
+            recipe,
+            rungs,
+            [TaughtStudent(configuration, seed) for seed in init_seeds],
+            training.data_seed,
+            teacher=network,
+            start=start,
+            execution=execution,
+        )
+        validations = _last_epoch(trainer, init_seeds, on_epoch)
+        return [
+            _finished(trained, validation, seed, training.data_seed, spec, splits, execution, path)
+            for trained, validation, seed, path in zip(
+                trainer.networks, validations, init_seeds, _output_paths(Path(output), seeds), strict=True
+            )
+        ]
+
+
+def distill_execution(hints: HintFile) -> Execution:
+    """Where and how `distill_student` computes: as the trial did, as far as this machine has what it takes."""
     # The trial's own device: another one rounds differently.
     device = "cuda" if hints.training.device == "cuda" and torch.cuda.is_available() else "cpu"
-    results: list[RetrainedStudent] = []
-    # As many threads as the trial had: another number rounds differently, and the figure would not be reproduced.
-    with torch_threads(hints.training.threads):
-        for repeat in range(seeds):
-            both = Seeds(hints.training.data_seed + repeat, hints.training.init_seed + repeat)
-            trainer = Trainer(
-                spec,
-                splits.without_test(),
-                Recipe(**hints.training.recipe),
-                tuple(hints.training.rungs),
-                both,
-                hints=configuration,
-                teacher=network,
-                device=device,
-            )
-            validation = _last_epoch(trainer, both, on_epoch)
-            path = _output_path(Path(output), repeat, seeds)
-            save_weights(path, trainer.student.state_dict())
-            tested = _test_accuracy(trainer.student, splits, device)
-            results.append(RetrainedStudent(both.data_seed, both.init_seed, validation, tested, path))
-    return results
+    precision = hints.training.precision
+    if precision == "bf16":
+        # Emulated, it would be many times slower than fp32.
+        precision, _ = best_precision(device)
+    return Execution(device, precision, hints.training.compile)
 
 
 def _last_epoch(
-    trainer: Trainer, seeds: Seeds, on_epoch: Callable[[Seeds, EpochResult], None] | None
-) -> dict[str, float]:
-    """Trains to the end; the last epoch is what counts, not the best."""
-    metrics: dict[str, float] = {}
-    for result in trainer.epochs():
-        metrics = result.metrics
+    trainer: GroupTrainer, init_seeds: list[int], on_epoch: Callable[[int, EpochResult], None] | None
+) -> list[dict[str, float]]:
+    """Trains to the end; the last epoch is what counts, not the best. One student's metrics each."""
+    metrics: list[dict[str, float]] = []
+    for results in trainer.epochs():
+        metrics = [result.metrics for result in results]
         if on_epoch:
-            on_epoch(seeds, result)
+            for seed, result in zip(init_seeds, results, strict=True):
+                on_epoch(seed, result)
     return metrics
+
+
+def _finished(
+    network: nn.Module,
+    validation: dict[str, float],
+    init_seed: int,
+    data_seed: int,
+    spec: ModelSpec,
+    splits: DataSplits,
+    execution: Execution,
+    path: Path,
+) -> RetrainedStudent:
+    """Saves a trained student and tests it, once."""
+    save_weights(path, network.state_dict())
+    if splits.test is None:
+        raise InputError("the data have no test split; give test.npz or a data.test_fraction")
+    test = open_batches(splits.test, spec.preprocessing or splits.preprocessing, execution.place)
+    tested = evaluate(network, test, 256, execution)["accuracy"]
+    return RetrainedStudent(data_seed, init_seed, validation, tested, path)
+
+
+def _schedule(hints: HintFile, spec: ModelSpec, preset: str | None) -> tuple[Recipe, tuple[int, ...]]:
+    """Recipe and rungs: the exported ones unless a preset replaces them."""
+    if preset is None:
+        return Recipe(**hints.training.recipe), tuple(hints.training.rungs)
+    published = PRESETS.get(preset)
+    return published.recipe_of(spec.name), (published.epochs,)
 
 
 def find_teacher_weights(teacher: TeacherPart, given: str | Path | None = None) -> StateDict:
@@ -132,18 +181,38 @@ def find_teacher_weights(teacher: TeacherPart, given: str | Path | None = None) 
                 f"{teacher.sha256[:12]}; give that teacher's file"
             )
         return weights
-    for path in (cached_teacher_path(teacher.sha256), Path(teacher.path)):
+    return _recorded_weights("the teacher's weights", teacher, teacher, "give their file by --teacher PATH")
+
+
+def _start_weights(hints: HintFile) -> StateDict | None:
+    """What the exported student starts from; None: random weights."""
+    if hints.student.start is None:
+        return None
+    mend = "bring the file back, or name another student by --student"
+    return _recorded_weights("the weights the student starts from", hints.student.start, hints.teacher, mend)
+
+
+def _recorded_weights(what: str, weights: TeacherPart | StartPart, store: TeacherPart, mend: str) -> StateDict:
+    """Weights by their sha256: from the cache, the recorded path, or the tracking store of the search."""
+    for path in (cached_teacher_path(weights.sha256), Path(weights.path)):
         there = _readable(path)
-        if there is not None and weights_sha256(there) == teacher.sha256:
+        if there is not None and weights_sha256(there) == weights.sha256:
             return there
-    weights = _from_mlflow(teacher)
-    if weights_sha256(weights) != teacher.sha256:
+    try:
+        client = connect(store.tracking_uri, create=False)
+        found = read_weights(Path(client.download_artifacts(store.run_id, weights.artifact)))
+    except (MlflowException, OSError, InputError) as error:
         raise InputError(
-            f"the teacher in {teacher.tracking_uri} is not the one the hints were found for (its sha256 differs from "
-            f"{teacher.sha256[:12]}); give its file by --teacher PATH"
+            f"{what} (sha256 {weights.sha256[:12]}) are neither in the cache nor at {weights.path} nor in MLflow at "
+            f"{store.tracking_uri} ({reason(error)}); {mend}"
+        ) from error
+    if weights_sha256(found) != weights.sha256:
+        raise InputError(
+            f"{what} in {store.tracking_uri} are not those the hints were found with (their sha256 differs from "
+            f"{weights.sha256[:12]}); {mend}"
         )
-    save_weights(cached_teacher_path(teacher.sha256), weights)
-    return weights
+    save_weights(cached_teacher_path(weights.sha256), found)
+    return found
 
 
 def _readable(path: Path) -> StateDict | None:
@@ -154,28 +223,23 @@ def _readable(path: Path) -> StateDict | None:
         return None
 
 
-def _from_mlflow(teacher: TeacherPart) -> StateDict:
-    try:
-        client = connect(teacher.tracking_uri, create=False)
-        return read_weights(Path(client.download_artifacts(teacher.run_id, teacher.artifact)))
-    except (MlflowException, OSError, InputError) as error:
-        raise InputError(
-            f"the teacher's weights (sha256 {teacher.sha256[:12]}) are neither in the cache nor at {teacher.path} nor "
-            f"in MLflow at {teacher.tracking_uri} ({reason(error)}); give their file by --teacher PATH"
-        ) from error
-
-
 def _check_trust(hints: HintFile, student: str | None, trust_code: bool) -> None:
     """A file from a stranger must not run code unasked, nor other code than it was exported with."""
     parts: list[ModelPart] = [hints.teacher] if student else [hints.teacher, hints.student]
-    for part in parts:
-        if not is_own_factory(part.model):
+    named = [(part.model, part.factory_sha256, "model") for part in parts]
+    named.append((str(hints.data.get("name")), hints.data_code_sha256, "data set"))
+    for name, sha256, kind in named:
+        if not is_own_code(name):
             continue
         if not trust_code:
-            raise InputError(f"the hint file names the code {part.model}; look at it, then add --trust-code to run it")
-        check_model_name(part.model)
-        if own_factory_sha256(part.model) != part.factory_sha256:
-            raise InputError(f"{part.model} has changed since the export; bring the file back, or search again")
+            place = own_code_path(name) or name
+            raise InputError(
+                f"the hint file names the code {name} ({place}, sha256 {(sha256 or 'unknown')[:12]} when it was "
+                "exported); look at it, then add --trust-code to run it"
+            )
+        check_own_code(name, kind)
+        if own_code_sha256(name) != sha256:
+            raise InputError(f"{name} has changed since the export; bring the file back, or search again")
 
 
 def _student_spec(hints: HintFile, student: str | None) -> ModelSpec:
@@ -204,19 +268,13 @@ def _configuration(hints: HintFile, spec: ModelSpec, splits: DataSplits, repaire
     return replace(configuration, pairs=tuple(pairs))
 
 
-def _teacher_network(teacher: TeacherPart, given: str | Path | None) -> nn.Module:
-    weights = find_teacher_weights(teacher, given)
-    network = build_model(teacher.spec())
-    apply_weights(network, weights, teacher.model)
-    return network.eval()
+def _teacher_network(teacher: TeacherPart, given: str | Path | None) -> TeacherNetwork:
+    spec = teacher.spec()
+    network = build_model(spec)
+    apply_weights(network, find_teacher_weights(teacher, given), teacher.model)
+    return TeacherNetwork(network, spec.preprocessing)
 
 
-def _test_accuracy(student: nn.Module, splits: DataSplits, device: str) -> float:
-    if splits.test is None:
-        raise InputError("the data have no test split; give test.npz or a data.test_fraction")
-    test = DeviceImages(splits.test, splits.mean, splits.sd, torch.device(device))
-    return evaluate(student, test, 256)["accuracy"]
-
-
-def _output_path(output: Path, repeat: int, seeds: int) -> Path:
-    return output if seeds == 1 else output.with_name(f"{output.stem}-seed{repeat}{output.suffix}")
+def _output_paths(output: Path, seeds: int) -> Iterator[Path]:
+    for repeat in range(seeds):
+        yield output if seeds == 1 else output.with_name(f"{output.stem}-seed{repeat}{output.suffix}")

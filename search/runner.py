@@ -17,17 +17,22 @@ from ray.tune.experiment import Trial
 
 from ..analysis.hint_selection import HintSelection
 from ..analysis.trials import SEARCH_FILE, SearchRecord, read_search
+from ..distill.execution import Execution
 from ..models.candidates import stage_ends
 from ..models.errors import InputError
-from ..models.weights import save_weights
-from ..models.zoo import ModelSpec, own_factory_sha256
+from ..models.own_code import is_own_code, own_code_sha256
+from ..models.weights import StateDict, save_weights, weights_sha256
+from ..models.zoo import ModelSpec
 from .events import Began, Extended, Prepared, Tracked
 from .export import export_hints, provenance
 from .figures import hint_figures, layer_figures, write_figures
+from .hardware import local_execution, trial_execution
 from .journal import SearchLog, read_journal
 from .layers import Layers, write_distances
 from .live import LiveTable
 from .mlflow_logger import MlflowLogger
+from .networks import as_arrays
+from .own_code import code_identities, say_own_code
 from .places import JOURNAL_FILE, new_search_name, tracking_uri
 from .preflight import Estimate, check_study, estimate
 from .preparation import Preparation, prepare
@@ -35,8 +40,8 @@ from .ray_session import cluster_cpus, cluster_gpus, ray_session
 from .sampler import ArmSampler
 from .scheduler import RungScheduler
 from .searcher import JournalSearcher, PlannedTrial, TrialRecorder, close_decided, plan_trials, remaining_trials
+from .specs import student_spec
 from .study import NAME_PATTERN, Study, validate_study
-from .teacher import student_spec
 from .tracking import TrackedSearch, check_name_is_free, connect
 from .trial import HintResolver, TrialContext, run_trial
 from .view import View
@@ -47,6 +52,8 @@ DISTANCES_FILE = "distances.npz"
 # A folder of the search, and of its parent run.
 FIGURES = "figures"
 TEACHER_ARTIFACT = "teacher/teacher.safetensors"
+# Of the weights that students start from.
+START_ARTIFACT = "student/start.safetensors"
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,7 @@ def run_search(
             f"the search {name} exists already in {folder}; add --resume or --extend, or choose another --name"
         )
     uri = tracking_uri(tracking, study.tracking.uri)
+    say_own_code(study, view)
     checked = check_study(study, uri, address)
     view.say(_announcement(name, study, estimate(study, checked, len(plan_trials(study)))))
     check_name_is_free(connect(uri, create=True), study.name, name)
@@ -168,9 +176,10 @@ def _see_through(log: SearchLog, study: Study, view: View, address: str | None) 
         if left:
             stack.enter_context(ray_session(address))
         preparation = prepare(study, view, address)
-        _check_same_teacher(log, preparation)
+        execution = _execution(log, study, view, ray_is_running=bool(left))
+        _check_same_teacher(log, preparation, execution)
         view.layers(preparation.layers)
-        tracked = _tracked_search(log, study, preparation)
+        tracked = _tracked_search(log, study, preparation, execution)
         sampler = ArmSampler(study, tracked.name, len(stage_ends(preparation.student)))
         log.listen(sampler, from_start=True)
         logger = MlflowLogger(tracked, log, study.objective.metric)
@@ -178,7 +187,7 @@ def _see_through(log: SearchLog, study: Study, view: View, address: str | None) 
         log.listen(logger)
         try:
             if left:
-                _run_tune(log, study, preparation, sampler, left, len(plan), view)
+                _run_tune(log, study, preparation, execution, sampler, left, len(plan), view)
         finally:
             # Also after an error or a second Ctrl-C: no run is left open.
             interrupted = bool(remaining_trials(plan, log.history))
@@ -189,11 +198,29 @@ def _see_through(log: SearchLog, study: Study, view: View, address: str | None) 
     return _conclude(log, tracked, interrupted, missing, preparation)
 
 
-def _check_same_teacher(log: SearchLog, preparation: Preparation) -> None:
+def _execution(log: SearchLog, study: Study, view: View, ray_is_running: bool) -> Execution:
+    """Where and how all trials compute: on the same hardware, and once begun in the same precision."""
+    on_gpu = study.resources.gpus_per_trial > 0
+    before = log.history.prepared
+    if before is not None:
+        execution, why = Execution(_device(on_gpu), before.precision, study.resources.compile), "as the search began"
+    elif ray_is_running:
+        execution, why = trial_execution(study.resources)
+    else:
+        execution, why = local_execution(study.resources, on_gpu)
+    view.say(f"Precision of the trials: {execution.precision} ({why}).")
+    return execution
+
+
+def _device(on_gpu: bool) -> str:
+    return "cuda" if on_gpu else "cpu"
+
+
+def _check_same_teacher(log: SearchLog, preparation: Preparation, execution: Execution) -> None:
     teacher = preparation.teacher
     before = log.history.prepared
     if before is None:
-        log.record(Prepared(teacher.sha256, str(teacher.path), teacher.val_accuracy))
+        log.record(Prepared(teacher.sha256, str(teacher.path), teacher.val_accuracy, execution.precision))
     elif before.teacher_sha256 != teacher.sha256:
         raise InputError(
             f"the teacher's weights have sha256 {teacher.sha256[:12]}, but the search began with "
@@ -201,7 +228,7 @@ def _check_same_teacher(log: SearchLog, preparation: Preparation) -> None:
         )
 
 
-def _tracked_search(log: SearchLog, study: Study, preparation: Preparation) -> TrackedSearch:
+def _tracked_search(log: SearchLog, study: Study, preparation: Preparation, execution: Execution) -> TrackedSearch:
     """The parent run, with everything that comparing and exporting needs, before the first trial."""
     began, folder = log.history.began, log.path.parent
     assert began is not None
@@ -216,26 +243,35 @@ def _tracked_search(log: SearchLog, study: Study, preparation: Preparation) -> T
             "objective": study.objective.metric,
             "direction": study.objective.direction,
             "teacher.sha256": preparation.teacher.sha256,
+            "precision": execution.precision,
+            **{f"code.{key}": f"{path} sha256:{sha256}" for key, path, sha256 in code_identities(study)},
         }
     )
     tracked.add_documents(
         {
             "study.yaml": yaml.safe_dump(study.resolved(), sort_keys=False),
             "space.json": study.space.model_dump(mode="json"),
-            SEARCH_FILE: search_document(study, preparation),
+            SEARCH_FILE: search_document(study, preparation, execution),
         }
     )
     tracked.add_file(folder / DISTANCES_FILE, "layers")
     for picture in write_figures(folder / FIGURES, layer_figures(preparation.layers)):
         tracked.add_file(picture, FIGURES)
-    with TemporaryDirectory() as temporary:
-        weights = Path(temporary) / Path(TEACHER_ARTIFACT).name
-        save_weights(weights, preparation.teacher.weights)
-        tracked.add_file(weights, str(Path(TEACHER_ARTIFACT).parent))
+    _add_weights(tracked, TEACHER_ARTIFACT, preparation.teacher.weights)
+    if preparation.start is not None:
+        _add_weights(tracked, START_ARTIFACT, preparation.start)
     return tracked
 
 
-def search_document(study: Study, preparation: Preparation) -> dict[str, Any]:
+def _add_weights(tracked: TrackedSearch, artifact: str, weights: StateDict) -> None:
+    place = Path(artifact)
+    with TemporaryDirectory() as temporary:
+        file = Path(temporary) / place.name
+        save_weights(file, weights)
+        tracked.add_file(file, str(place.parent))
+
+
+def search_document(study: Study, preparation: Preparation, execution: Execution) -> dict[str, Any]:
     """What an export says of the search as a whole, as an artifact of the parent run."""
     teacher, splits = preparation.teacher, preparation.splits
     return {
@@ -248,29 +284,41 @@ def search_document(study: Study, preparation: Preparation) -> dict[str, Any]:
             "artifact": TEACHER_ARTIFACT,
             "val_accuracy": teacher.val_accuracy,
         },
-        "student": _model(student_spec(study, splits)),
+        "student": {**_model(student_spec(study, splits)), "start": _start(study, preparation)},
         "data": {**asdict(study.data_spec()), "mean": list(splits.mean), "sd": list(splits.sd)},
         "training": {
             "recipe": asdict(study.recipe.recipe()),
             "rungs": list(study.budget.rungs),
-            "device": _device(study),
+            "device": execution.device,
+            "precision": execution.precision,
+            "compile": execution.compile,
             "threads": study.resources.cpus_per_trial,
         },
+        "data_code_sha256": own_code_sha256(study.data.name) if is_own_code(study.data.name) else None,
         "validation_images": len(splits.validation),
         "provenance": provenance(version("hintsearch")),
     }
 
 
+def _start(study: Study, preparation: Preparation) -> dict[str, str] | None:
+    """Where the weights lie that students start from."""
+    if preparation.start is None:
+        return None
+    place = str(study.student.checkpoint)
+    return {"sha256": weights_sha256(preparation.start), "path": place, "artifact": START_ARTIFACT}
+
+
 def _model(spec: ModelSpec) -> dict[str, Any]:
     content = spec.to_dict()
     content["model"] = content.pop("name")
-    return {**content, "factory_sha256": own_factory_sha256(spec.name)}
+    return {**content, "factory_sha256": own_code_sha256(spec.name)}
 
 
 def _run_tune(
     log: SearchLog,
     study: Study,
     preparation: Preparation,
+    execution: Execution,
     sampler: ArmSampler,
     left: Sequence[PlannedTrial],
     planned: int,
@@ -283,7 +331,8 @@ def _run_tune(
         splits=preparation.splits,
         recipe=study.recipe.recipe(),
         rungs=study.budget.rungs,
-        device=_device(study),
+        start=as_arrays(preparation.start) if preparation.start else None,
+        execution=execution,
         threads=study.resources.cpus_per_trial,
         checkpoint_seconds=study.budget.checkpoint_seconds,
     )
@@ -326,10 +375,6 @@ def _run_tune(
     with LiveTable(view, log.history, study, planned) as table:
         log.listen(table)
         tuner.fit()
-
-
-def _device(study: Study) -> str:
-    return "cuda" if study.resources.gpus_per_trial else "cpu"
 
 
 def concurrent_trials(study: Study) -> int:

@@ -20,13 +20,15 @@ from ..distill.trainer import Seeds
 from ..models.candidates import Candidate
 from ..models.errors import InputError, reason
 from ..models.files import replacing
-from ..models.zoo import own_factory_sha256
+from ..models.own_code import own_code_sha256
+from ..models.weights import weights_sha256
 from .layer_actors import TappedNetwork, measure_layers
 from .layers import METRICS_VERSION, LayerPass, layer_task
-from .networks import TrainedNetwork
+from .networks import TrainedNetwork, as_arrays
 from .places import cache_folder
+from .specs import student_spec
 from .study import Study
-from .teacher import TRAINING_VERSION, Teacher, student_spec
+from .teacher import TRAINING_VERSION, Teacher, start_weights
 from .training import OnEpoch, TrainingTask, train_on_cluster
 
 # What the pass over both networks is for.
@@ -62,8 +64,7 @@ def train_reference_student(
         on_epoch: called with each epoch's figures and the number of epochs.
     """
     task = _student_task(study, teacher, splits)
-    weights = train_on_cluster(task, splits, study.resources, on_epoch)
-    return TrainedNetwork(task.spec, {name: tensor.numpy() for name, tensor in weights.items()})
+    return TrainedNetwork(task.spec, as_arrays(train_on_cluster(task, splits, study.resources, on_epoch)))
 
 
 def compute_similarity(
@@ -119,6 +120,7 @@ def _student_task(study: Study, teacher: Teacher, splits: DataSplits) -> Trainin
         Seeds(study.seed, study.seed),
         hints,
         teacher.trained(),
+        start_weights(study),
     )
 
 
@@ -134,7 +136,9 @@ def _cache_path(study: Study, teacher: Teacher, splits: DataSplits) -> Path:
         "teacher": teacher.sha256,
         "teacher_spec": asdict(teacher.spec),
         "student": asdict(task.spec),
-        "factories": [own_factory_sha256(teacher.spec.name), own_factory_sha256(task.spec.name)],
+        "factories": [own_code_sha256(teacher.spec.name), own_code_sha256(task.spec.name)],
+        "start": weights_sha256(task.start) if task.start else None,
+        "precision": study.resources.precision,
         "data": splits.sha256(),
         "recipe": asdict(task.recipe),
         "rungs": task.rungs,

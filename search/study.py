@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -10,11 +11,14 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from ..analysis.hint_selection import AUTO, CONTROL_SELECTORS, HIGHEST_AUTOMATIC, SELECTORS
 from ..analysis.layer_metrics import ALL_METRICS, check_metric, metric_names
 from ..analysis.pairing import PAIRINGS
-from ..distill.data import DataSpec, check_data_name
+from ..distill.data import DATASETS, DataSpec, check_data_name
+from ..distill.execution import COMPILE_MODES, PRECISIONS
 from ..distill.losses import HINT_LOSSES, LOGIT_LOSSES
-from ..distill.trainer import Recipe
+from ..distill.recipe import CLASS_WEIGHTS, PRESETS, SCHEDULES, Preset, Recipe
 from ..models.errors import InputError, nearest
-from ..models.zoo import check_model_name, is_own_factory
+from ..models.own_code import is_own_code
+from ..models.preprocessing import INTERPOLATIONS
+from ..models.zoo import check_model_name
 from .study_file import read_study
 
 NO_DISTILLATION = "no_distillation"
@@ -22,7 +26,11 @@ KD_ONLY = "kd_only"
 CONTROL_ARMS = (NO_DISTILLATION, KD_ONLY, *CONTROL_SELECTORS.names())
 # Of studies and searches: they become folder names and parts of MLflow filters.
 NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,119}"
-OBJECTIVES = ("val_accuracy", "val_loss")
+OBJECTIVES = ("val_accuracy", "val_macro_f1", "val_loss")
+# Instead of a path: the weights that a library ships with a network.
+PRETRAINED = "pretrained"
+# Of the hardware that runs a trial.
+AUTO_PRECISION = "auto"
 
 
 def _checked(check: Callable[[str], object]) -> AfterValidator:
@@ -45,17 +53,28 @@ def _one_of(kind: str, options: Sequence[str]) -> AfterValidator:
 
 def _model(name: str) -> str:
     check_model_name(name)
-    place, _, function = name.rpartition(":")
-    return f"{Path(place).resolve()}:{function}" if is_own_factory(name) and place.endswith(".py") else name
+    return _own_code(name)
 
 
 def _data(name: str) -> str:
     check_data_name(name)
-    return str(Path(name).resolve()) if Path(name).is_dir() and Path(name, "train.npz").is_file() else name
+    if name in DATASETS:
+        return name
+    return str(Path(name).resolve()) if Path(name).is_dir() else _own_code(name)
+
+
+def _own_code(name: str) -> str:
+    """The name with an absolute path where it names a file, for workers start elsewhere."""
+    place, _, function = name.rpartition(":")
+    return f"{Path(place).resolve()}:{function}" if is_own_code(name) and place.endswith(".py") else name
 
 
 def _absolute(path: str) -> str:
     return str(Path(path).expanduser().resolve())
+
+
+def _weights(place: str) -> str:
+    return place if place == PRETRAINED else _absolute(place)
 
 
 def _distinct(names: Sequence[str]) -> Sequence[str]:
@@ -67,12 +86,15 @@ def _distinct(names: Sequence[str]) -> Sequence[str]:
 
 Names = Annotated[tuple[str, ...], AfterValidator(_distinct), Field(min_length=1)]
 PathText = Annotated[str, AfterValidator(_absolute)]
+WeightsText = Annotated[str, AfterValidator(_weights)]
 MetricName = Annotated[str, _checked(check_metric)]
 SelectorName = Annotated[str, _checked(SELECTORS.entry)]
 PairingName = Annotated[str, _checked(PAIRINGS.entry)]
 HintLossName = Annotated[str, _checked(HINT_LOSSES.entry)]
 LogitLossName = Annotated[str, _checked(LOGIT_LOSSES.entry)]
 ControlName = Annotated[str, _one_of("control arm", CONTROL_ARMS)]
+PresetName = Annotated[str, _checked(PRESETS.entry)]
+InterpolationName = Annotated[str, _one_of("interpolation", INTERPOLATIONS)]
 ObjectiveName = Annotated[str, _one_of("objective", OBJECTIVES)]
 Metrics = Annotated[
     tuple[MetricName, ...],
@@ -81,6 +103,10 @@ Metrics = Annotated[
     Field(min_length=1),
 ]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Pixels = Annotated[int, Field(ge=1)]
+ImageSize = Pixels | tuple[Pixels, Pixels]
+Means = tuple[float, ...]
+Deviations = tuple[Annotated[float, Field(gt=0)], ...]
 
 
 class Section(BaseModel):
@@ -97,13 +123,25 @@ class DataSection(Section):
     train_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     validation_fraction: Fraction = 0.2
     test_fraction: Fraction = 0.2
-    mean: tuple[float, ...] | None = None
-    sd: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    mean: Means | None = None
+    sd: Deviations | None = None
+    size: ImageSize | None = None
+    interpolation: InterpolationName = "bilinear"
+    crop_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
+    memory_gb: Annotated[float, Field(ge=0)] = 4
+    workers: Annotated[int, Field(ge=1)] = 2
+    unreadable: Annotated[int, Field(ge=0)] = 0
+    classes: Annotated[int, Field(ge=2)] | None = None
 
 
 class RecipeSection(Section):
-    """How the student is trained (see `Recipe`)."""
+    """How the student is trained (see `Recipe`).
 
+    Attributes:
+        preset: a published recipe, for the keys that are not given.
+    """
+
+    preset: PresetName | None = None
     lr: Annotated[float, Field(gt=0)] = 0.05
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = True
@@ -111,10 +149,18 @@ class RecipeSection(Section):
     batch_size: Annotated[int, Field(ge=2)] = 64
     crop_padding: Annotated[int, Field(ge=0)] = 4
     flip: bool = True
+    min_crop_area: Annotated[float, Field(gt=0, le=1)] | None = None
+    schedule: Annotated[str, _one_of("schedule", SCHEDULES)] = "cosine"
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.625, 0.75, 0.875)
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0
+    class_weights: Annotated[str, _one_of("class weighting", CLASS_WEIGHTS)] = "none"
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0
 
     def recipe(self, lr: float | None = None) -> Recipe:
         """The trainer's recipe, with another learning rate if one is given."""
-        values = self.model_dump(exclude={"epochs"})
+        values = self.model_dump(exclude={"epochs", "preset"})
         return Recipe(**{**values, "lr": values["lr"] if lr is None else lr})
 
 
@@ -124,11 +170,29 @@ class TeacherRecipeSection(RecipeSection):
     epochs: Annotated[int, Field(ge=1)] = 240
 
 
+class PreprocessingSection(Section):
+    """How a network takes its images; what is not given is as its pretrained weights, else as the data have it."""
+
+    size: ImageSize | None = None
+    mean: Means | None = None
+    sd: Deviations | None = None
+    interpolation: InterpolationName | None = None
+
+
 class ModelSection(Section):
-    """A network: a name of the zoo with a width, or one's own factory."""
+    """A network.
+
+    Attributes:
+        model: a name of the zoo, `torchvision:NAME`, `timm:NAME`, or one's own factory.
+        width: factor on every inner channel count; of the zoo's networks only.
+        checkpoint: file of the weights it has at the start, or `pretrained` for those its library ships.
+        preprocessing: how it takes its images.
+    """
 
     model: Annotated[str, AfterValidator(_model)]
     width: Annotated[float, Field(gt=0)] = 1.0
+    checkpoint: WeightsText | None = None
+    preprocessing: PreprocessingSection = PreprocessingSection()
 
 
 class StudentSection(ModelSection):
@@ -140,7 +204,6 @@ class StudentSection(ModelSection):
 class TeacherSection(ModelSection):
     """The teacher: a checkpoint, or a recipe to train it by."""
 
-    checkpoint: PathText | None = None
     recipe: TeacherRecipeSection = TeacherRecipeSection()
 
 
@@ -332,11 +395,21 @@ class BudgetSection(Section):
 
 
 class ResourcesSection(Section):
-    """What one trial may use, and how many run at once (None: as many as fit)."""
+    """What one trial may use, and how it computes.
+
+    Attributes:
+        cpus_per_trial: also the number of torch's threads.
+        gpus_per_trial: a share of one, or several.
+        concurrent_trials: how many run at once; None: as many as fit.
+        precision: `fp32`, `bf16`, or `auto`: bf16 where the hardware of the trials has it.
+        compile: `off`; `default` for torch.compile, `reduce-overhead` for torch.compile with CUDA graphs.
+    """
 
     cpus_per_trial: Annotated[int, Field(ge=1)] = 1
     gpus_per_trial: Annotated[float, Field(ge=0)] = 0
     concurrent_trials: Annotated[int, Field(ge=1)] | None = None
+    precision: Annotated[str, _one_of("precision", (AUTO_PRECISION, *PRECISIONS))] = AUTO_PRECISION
+    compile: Annotated[str, _one_of("compile mode", COMPILE_MODES)] = "off"
 
 
 class TrackingSection(Section):
@@ -369,6 +442,11 @@ class Study(Section):
     tracking: TrackingSection = TrackingSection()
     # Made anew for each study: the present folder is part of it.
     storage: StorageSection = Field(default_factory=StorageSection)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_presets(cls, content: Any) -> Any:
+        return _filled_by_presets(content) if isinstance(content, dict) else content
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -410,10 +488,42 @@ class Study(Section):
         """The data section as `distill` takes it."""
         return DataSpec(**self.data.model_dump(), seed=self.seed)
 
+    def own_code(self) -> dict[str, str]:
+        """The user's own code that the study runs, by key."""
+        named = {"teacher": self.teacher.model, "student": self.student.model, "data": self.data.name}
+        return {key: name for key, name in named.items() if is_own_code(name)}
+
     def resolved(self) -> dict[str, Any]:
         """Every key with its value, as plain types; loading it again gives the same study."""
         content: dict[str, Any] = self.model_dump(mode="json")
         return content
+
+
+def _filled_by_presets(content: dict[str, Any]) -> dict[str, Any]:
+    """The study with the recipes, and the epochs, of the presets it names, where it says nothing itself."""
+    filled = dict(content)
+    preset, recipe = _preset(content.get("recipe"), content.get("student"))
+    if preset is not None:
+        filled["recipe"] = recipe
+        budget = content.get("budget", {})
+        if isinstance(budget, dict):
+            filled["budget"] = {"rungs": [preset.epochs], **budget}
+    teacher = content.get("teacher")
+    if isinstance(teacher, dict):
+        preset, recipe = _preset(teacher.get("recipe"), teacher)
+        if preset is not None:
+            filled["teacher"] = {**teacher, "recipe": {"epochs": preset.epochs, **recipe}}
+    return filled
+
+
+def _preset(recipe: Any, network: Any) -> tuple[Preset | None, dict[str, Any]]:
+    """The preset that a recipe section names, and the section filled by it; the schema checks what is no name."""
+    name = recipe.get("preset") if isinstance(recipe, dict) else None
+    if not isinstance(name, str) or name not in PRESETS:
+        return None, {}
+    preset = PRESETS.get(name)
+    model = network.get("model") if isinstance(network, dict) else None
+    return preset, {**asdict(preset.recipe_of(str(model))), **recipe}
 
 
 def load_study(study: str, overrides: Sequence[str] = ()) -> Study:

@@ -5,24 +5,29 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from ..distill.batches import DeviceImages
-from ..distill.data import DataSplits, ImageSet
+from ..distill.data import DataSplits
 from ..distill.evaluation import evaluate
+from ..distill.opening import open_batches
 from ..distill.threads import torch_threads
 from ..distill.trainer import Seeds
 from ..models.errors import InputError
 from ..models.files import replacing
+from ..models.libraries import pretrained_weights
+from ..models.own_code import own_code_sha256
+from ..models.preprocessing import Preprocessing
 from ..models.weights import StateDict, apply_weights, read_weights, save_weights, weights_sha256
 from ..models.zoo import ModelSpec, build_model
-from .networks import TrainedNetwork
+from .networks import TrainedNetwork, as_arrays
 from .places import cache_folder, cached_teacher_path
-from .study import Study
+from .specs import teacher_spec
+from .study import PRETRAINED, ModelSection, Study
 from .training import OnEpoch, TrainingTask, train_on_cluster
 
 # Part of the cache key: a teacher of an older trainer is another teacher.
-TRAINING_VERSION = 1
+TRAINING_VERSION = 2
 CHECKED_IMAGES = 512
 
 
@@ -46,23 +51,13 @@ class Teacher:
 
     def trained(self) -> TrainedNetwork:
         """The network as it travels to other processes."""
-        return TrainedNetwork(self.spec, {name: tensor.numpy() for name, tensor in self.weights.items()})
+        return TrainedNetwork(self.spec, as_arrays(self.weights))
 
     def network(self) -> torch.nn.Module:
         """The network with its weights, in eval mode."""
         network = build_model(self.spec)
         apply_weights(network, self.weights, str(self.path))
         return network.eval()
-
-
-def teacher_spec(study: Study, splits: DataSplits) -> ModelSpec:
-    """How to build the study's teacher for these data."""
-    return ModelSpec(study.teacher.model, splits.classes, splits.image_shape[0], study.teacher.width)
-
-
-def student_spec(study: Study, splits: DataSplits) -> ModelSpec:
-    """How to build the study's student for these data."""
-    return ModelSpec(study.student.model, splits.classes, splits.image_shape[0], study.student.width)
 
 
 def find_teacher(study: Study, splits: DataSplits) -> Teacher | None:
@@ -73,13 +68,34 @@ def find_teacher(study: Study, splits: DataSplits) -> Teacher | None:
     """
     spec = teacher_spec(study, splits)
     if study.teacher.checkpoint:
-        path = Path(study.teacher.checkpoint)
-        return _ready(study, read_weights(path), path, splits)
+        weights, path = given_weights(study.teacher)
+        return _ready(study, weights, path, splits)
     index = _cache_index(study, spec, splits)
     if not index.is_file():
         return None
     path = cached_teacher_path(json.loads(index.read_text())["sha256"])
     return _ready(study, read_weights(path), path, splits) if path.is_file() else None
+
+
+def given_weights(section: ModelSection) -> tuple[StateDict, Path]:
+    """The weights that a network's section names, and the file they lie in; pretrained ones are put into the cache.
+
+    Raises:
+        InputError: no such file, not weights, or none that can be downloaded.
+    """
+    assert section.checkpoint is not None
+    if section.checkpoint != PRETRAINED:
+        return read_weights(Path(section.checkpoint)), Path(section.checkpoint)
+    weights = pretrained_weights(section.model)
+    path = cached_teacher_path(weights_sha256(weights))
+    if not path.is_file():
+        save_weights(path, weights)
+    return weights, path
+
+
+def start_weights(study: Study) -> StateDict | None:
+    """The weights that the study's students start from; None: random ones. Raises as `given_weights` does."""
+    return given_weights(study.student)[0] if study.student.checkpoint else None
 
 
 def train_teacher(study: Study, splits: DataSplits, on_epoch: OnEpoch | None = None) -> Teacher:
@@ -110,27 +126,34 @@ def _ready(study: Study, weights: StateDict, path: Path, splits: DataSplits) -> 
     network = build_model(spec)
     apply_weights(network, weights, str(path))
     with torch_threads(study.resources.cpus_per_trial):
-        accuracy = check_teacher(network, splits, str(path))
+        accuracy = check_teacher(network, splits, str(path), spec.preprocessing)
     return Teacher(spec, weights, weights_sha256(weights), path, accuracy)
 
 
-def check_teacher(network: torch.nn.Module, splits: DataSplits, origin: str) -> float:
+def check_teacher(
+    network: torch.nn.Module, splits: DataSplits, origin: str, preprocessing: Preprocessing | None = None
+) -> float:
     """The teacher's accuracy on the validation split.
+
+    Args:
+        network: the teacher.
+        splits: the validation images are read.
+        origin: where its weights come from, for the message.
+        preprocessing: what it takes; None: the data's own.
 
     Raises:
         InputError: on the first 512 images it is no better than twice chance.
     """
-    device = torch.device("cpu")
-    first = ImageSet(splits.validation.images[:CHECKED_IMAGES], splits.validation.labels[:CHECKED_IMAGES])
-    quick = evaluate(network, DeviceImages(first, splits.mean, splits.sd, device), 256)["accuracy"]
+    takes, device = preprocessing or splits.preprocessing, torch.device("cpu")
+    first = splits.validation.subset(np.arange(min(CHECKED_IMAGES, len(splits.validation))))
+    quick = evaluate(network, open_batches(first, takes, device), 256)["accuracy"]
     if quick <= 2 / splits.classes:
         raise InputError(
             f"the teacher {origin} has {quick:.1%} accuracy on {len(first)} validation images, but must be better than "
-            f"twice chance ({2 / splits.classes:.1%}); check normalisation (data.mean, data.sd), class order and "
-            "channel order, or train it longer"
+            f"twice chance ({2 / splits.classes:.1%}); check normalisation (data.mean, data.sd, "
+            "teacher.preprocessing), class order and channel order, or train it longer"
         )
-    everything = DeviceImages(splits.validation, splits.mean, splits.sd, device)
-    return evaluate(network, everything, 256)["accuracy"]
+    return evaluate(network, open_batches(splits.validation, takes, device), 256)["accuracy"]
 
 
 def _cache_index(study: Study, spec: ModelSpec, splits: DataSplits) -> Path:
@@ -138,6 +161,8 @@ def _cache_index(study: Study, spec: ModelSpec, splits: DataSplits) -> Path:
     made_by = {
         "version": TRAINING_VERSION,
         "spec": asdict(spec),
+        "code": own_code_sha256(spec.name),
+        "precision": study.resources.precision,
         "data": splits.sha256(),
         "recipe": study.teacher.recipe.model_dump(),
         "seed": study.seed,

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from ..distill.data import DataSplits
 from ..distill.hint_configuration import HintConfiguration
-from ..distill.trainer import EpochResult, Recipe, Seeds, Trainer
+from ..distill.recipe import Recipe
+from ..distill.trainer import EpochResult, Seeds, Trainer
 from ..models.weights import StateDict
 from ..models.zoo import ModelSpec
+from .hardware import local_execution
 from .networks import TrainedNetwork
 from .study import ResourcesSection
 
@@ -30,6 +32,7 @@ class TrainingTask:
         seeds: of data and weights.
         hints: what it learns from a teacher.
         teacher: that teacher; None if the hints need none.
+        start: weights that it starts from; None: random ones.
     """
 
     spec: ModelSpec
@@ -38,6 +41,7 @@ class TrainingTask:
     seeds: Seeds
     hints: HintConfiguration | None = None
     teacher: TrainedNetwork | None = None
+    start: StateDict | None = None
 
 
 def train_on_cluster(
@@ -60,7 +64,7 @@ def train_on_cluster(
     # Typed Any: Ray's types know no streaming generators.
     remote: Any = ray.remote(_train).options(num_cpus=cpus, num_gpus=gpus, num_returns="streaming")
     weights: StateDict = {}
-    for reference in remote.remote(ray.put(task), ray.put(splits), cpus, gpus > 0):
+    for reference in remote.remote(ray.put(task), ray.put(splits), resources, gpus > 0):
         item = ray.get(reference)
         if isinstance(item, EpochResult):
             if on_epoch:
@@ -71,9 +75,10 @@ def train_on_cluster(
 
 
 def _train(
-    task: TrainingTask, splits: DataSplits, threads: int, on_gpu: bool
+    task: TrainingTask, splits: DataSplits, resources: ResourcesSection, on_gpu: bool
 ) -> Iterator[EpochResult | dict[str, NDArray[Any]]]:
-    torch.set_num_threads(threads)
+    torch.set_num_threads(resources.cpus_per_trial)
+    execution, _ = local_execution(resources, on_gpu)
     trainer = Trainer(
         task.spec,
         splits,
@@ -81,8 +86,9 @@ def _train(
         task.rungs,
         task.seeds,
         hints=task.hints,
-        teacher=task.teacher.build() if task.teacher else None,
-        device="cuda" if on_gpu else "cpu",
+        teacher=task.teacher.as_teacher() if task.teacher else None,
+        start=task.start,
+        execution=execution,
     )
     yield from trainer.epochs()
     yield {name: tensor.cpu().numpy() for name, tensor in trainer.student.state_dict().items()}

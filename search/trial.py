@@ -1,7 +1,7 @@
 """One trial: from a suggestion to a hint configuration on the driver, and its training on a worker."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from ray import tune
 
 from ..analysis.hint_selection import HintSelection, select_control, select_hints
@@ -17,14 +18,16 @@ from ..analysis.layer_statistics import Matrix
 from ..analysis.pairing import BY_DEPTH, pair_hints
 from ..analysis.stability import with_stability
 from ..distill.data import DataSplits
+from ..distill.execution import Execution
 from ..distill.hint_configuration import HintConfiguration, HintPair
+from ..distill.recipe import Recipe
 from ..distill.seeding import derived_seed
-from ..distill.trainer import NonFiniteLossError, Recipe, Seeds, Trainer
+from ..distill.trainer import NonFiniteLossError, Seeds, Trainer
 from ..models.candidates import Candidate
 from ..models.errors import InputError
 from ..models.zoo import ModelSpec
 from .events import Suggested
-from .networks import TrainedNetwork
+from .networks import TrainedNetwork, as_tensors
 
 CHECKPOINT_FILE = "training.pt"
 
@@ -109,7 +112,9 @@ class TrialContext:
         splits: training and validation images, never test.
         recipe: of the student, but for the learning rate.
         rungs: epochs at which a rung ends.
-        device: where to train; a trial that asked for no GPU must not use one, though since Ray 2.56 it sees them all.
+        start: weights that every student starts from; None: random ones.
+        execution: where and how to compute; a trial that asked for no GPU must not use one, though since Ray 2.56 it
+            sees them all.
         threads: torch's, from the trial's resources (Ray's own setting follows the CPU request only at start).
         checkpoint_seconds: least time between two checkpoints inside a rung.
     """
@@ -119,7 +124,8 @@ class TrialContext:
     splits: DataSplits
     recipe: Recipe
     rungs: tuple[int, ...]
-    device: str
+    start: dict[str, NDArray[Any]] | None
+    execution: Execution
     threads: int
     checkpoint_seconds: float
 
@@ -149,7 +155,7 @@ def run_trial(config: dict[str, Any], context: TrialContext) -> None:
         tune.report({"epoch": 0, "failure": str(error)})
     finally:
         # The actor's next trial starts with all of the device's memory.
-        if context.device == "cuda":
+        if context.execution.device == "cuda":
             torch.cuda.empty_cache()
 
 
@@ -158,12 +164,13 @@ def _train(config: dict[str, Any], context: TrialContext) -> None:
     trainer = Trainer(
         context.student,
         context.splits,
-        Recipe(**{**context.recipe.__dict__, "lr": config["lr"]}),
+        replace(context.recipe, lr=config["lr"]),
         context.rungs,
         Seeds(config["data_seed"], config["init_seed"]),
         hints=hints,
-        teacher=context.teacher.build() if hints.needs_teacher else None,
-        device=context.device,
+        teacher=context.teacher.as_teacher() if hints.needs_teacher else None,
+        start=as_tensors(context.start) if context.start else None,
+        execution=context.execution,
     )
     if config["checkpoint"]:
         with tune.Checkpoint(config["checkpoint"]).as_directory() as folder:

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from ..analysis.hint_selection import HintSelection
 from ..analysis.trials import SearchRecord, TrialRow
-from ..distill.trainer import EpochResult, Seeds
+from ..distill.trainer import EpochResult
 from ..models.candidates import Candidate
 from .export import HintFile, load_hints
 from .layers import LayerPass, Layers
@@ -245,14 +245,14 @@ class View:
         )
 
     @contextmanager
-    def retraining(self, seeds: int, epochs: int) -> Iterator[Callable[[Seeds, EpochResult], None]]:
+    def retraining(self, seeds: int, epochs: int) -> Iterator[Callable[[int, EpochResult], None]]:
         """A progress bar over the epochs of all students."""
         with self._progress("epochs") as progress:
             task = progress.add_task("training students", total=seeds * epochs)
-            yield lambda _seeds, _result: progress.advance(task)
+            yield lambda _seed, _result: progress.advance(task)
 
-    def retrained(self, hints: HintFile, students: Sequence[RetrainedStudent], same_student: bool) -> None:
-        """One row a student, mean and spread, and whether the first repeats the exported figure."""
+    def retrained(self, hints: HintFile, students: Sequence[RetrainedStudent], repeats: bool) -> None:
+        """One row a student, mean and spread, and, if it should, whether the first repeats the exported figure."""
         table = Table(title=f"Students retrained from trial {hints.trial} of {hints.search}")
         for column in ("data seed", "init seed", "validation accuracy", "test accuracy", "weights"):
             table.add_column(column, overflow="fold")
@@ -268,8 +268,8 @@ class View:
         if len(students) > 1:
             accuracies = [student.test_accuracy for student in students]
             mean, sd = statistics.mean(accuracies), statistics.stdev(accuracies)
-            self.say(f"Test accuracy {mean:.4f} ± {sd:.4f} (mean ± sd of {len(students)} seeds)")
-        if same_student:
+            self.say(f"Test accuracy {mean:.4f} ± {sd:.4f} (mean ± sd of {len(students)} init seeds)")
+        if repeats:
             again, exported = students[0].validation[hints.evidence.metric], hints.evidence.value
             said = "exactly the exported figure" if again == exported else f"the export says {exported:.6f}"
             self.say(f"First student's {hints.evidence.metric}: {again:.6f}, {said}")

@@ -24,7 +24,7 @@ FOLDERS = ("models", "distill", "analysis", "search")  # each may import those b
 
 # The modules of analysis that need more than arrays: MLflow, Optuna, plotting.
 NOT_NUMERIC = {f"hintsearch.analysis.{name}" for name in ("trials", "importance", "plots", "report")}
-NUMERIC_NEEDS = {"numpy", "torch", "torchvision", "sklearn", "safetensors", "yaml"}
+NUMERIC_NEEDS = {"numpy", "torch", "torchvision", "PIL", "sklearn", "safetensors", "yaml"}
 BLOCKED = (
     "ray",
     "optuna",

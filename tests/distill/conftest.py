@@ -6,8 +6,9 @@ import pytest
 import torch
 from hintsearch.distill.batches import Batch, DeviceImages
 from hintsearch.distill.data import DataSplits, ImageSet
+from hintsearch.distill.losses import HINT_LOSSES, HintLoss
 from hintsearch.models.zoo import ModelSpec, build_model
-from torch import nn
+from torch import Tensor, nn
 
 PlainNetwork = Callable[..., nn.Sequential]
 
@@ -28,7 +29,7 @@ def splits() -> DataSplits:
 @pytest.fixture
 def batches(splits: DataSplits) -> list[Batch]:
     """Eight batches of seven images, as the normalisers are measured on."""
-    data = DeviceImages(splits.train, splits.mean, splits.sd, torch.device("cpu"))
+    data = DeviceImages(splits.train, splits.preprocessing, torch.device("cpu"))
     return data.fixed_batches(8, 7, seed=0)
 
 
@@ -41,6 +42,27 @@ def teacher() -> nn.Module:
         with torch.no_grad():
             network(torch.randn(64, 1, 8, 8))
         return network
+
+
+class Scales(HintLoss):
+    """The mean of the teacher layer's own batch-norm scales, times the student's mean."""
+
+    scales: Tensor
+
+    def read_teacher(self, layer: nn.Module) -> None:
+        norms = [module for module in layer.modules() if isinstance(module, nn.BatchNorm2d)]
+        self.register_buffer("scales", torch.stack([norm.weight.detach().mean() for norm in norms]))
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return self.scales.mean() * student.mean()
+
+
+@pytest.fixture
+def scales_loss(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a hint loss that reads the teacher's parameters, registered for one test."""
+    monkeypatch.setattr(HINT_LOSSES, "_entries", dict(HINT_LOSSES._entries))
+    HINT_LOSSES.register("scales", source="this test")(Scales)
+    return "scales"
 
 
 @pytest.fixture

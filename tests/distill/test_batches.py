@@ -5,14 +5,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hintsearch.distill import batches
 from hintsearch.distill.batches import Augmentation, Batch, DeviceImages, augment, batch_bounds
 from hintsearch.distill.data import ImageSet
+from hintsearch.models.preprocessing import Preprocessing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision import transforms
 
+TWO_CHANNELS = Preprocessing((0.25, 0.5), (0.5, 2.0))
 PLAIN = Augmentation(crop_padding=0, flip=False)
 # Upper 0.1 % points of χ² by degrees of freedom.
 CHI_SQUARE = {1: 10.83, 8: 26.12, 17: 40.79, 24: 51.18}
@@ -29,8 +32,8 @@ def data(images: ImageSet) -> DeviceImages:
     return on_cpu(images)
 
 
-def on_cpu(images: ImageSet) -> DeviceImages:
-    return DeviceImages(images, (0.25, 0.5), (0.5, 2.0), torch.device("cpu"))
+def on_cpu(images: ImageSet, teacher: Preprocessing | None = None) -> DeviceImages:
+    return DeviceImages(images, TWO_CHANNELS, torch.device("cpu"), teacher)
 
 
 def indices(batches: Any) -> list[int]:
@@ -40,6 +43,7 @@ def indices(batches: Any) -> list[int]:
 def assert_same_batches(one: list[Batch], other: list[Batch]) -> None:
     for ours, theirs in zip(one, other, strict=True):
         assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.teacher_images, theirs.teacher_images)
         assert torch.equal(ours.labels, theirs.labels)
         assert torch.equal(ours.indices, theirs.indices)
 
@@ -127,7 +131,7 @@ def test_labels_and_images_of_a_batch_belong_together(images: ImageSet, data: De
 def test_augmentation_moves_no_image_to_another_place(images: ImageSet) -> None:
     brightness = np.arange(1, 24, dtype=np.uint8)
     flat = ImageSet(np.broadcast_to(brightness[:, None, None, None], (23, 2, 5, 4)).copy(), images.labels)
-    data = DeviceImages(flat, (0.0, 0.0), (1.0, 1.0), torch.device("cpu"))
+    data = DeviceImages(flat, Preprocessing((0.0, 0.0), (1.0, 1.0)), torch.device("cpu"))
     for batch in data.epoch(1, 4, 0, Augmentation(crop_padding=2)):
         torch.testing.assert_close(batch.images.amax((1, 2, 3)) * 255, (batch.indices + 1).float())
 
@@ -165,6 +169,46 @@ def test_fixed_batches_are_fewer_if_the_images_run_out(data: DeviceImages, count
     batches = data.fixed_batches(count, 4, 9)
     assert [len(batch.labels) for batch in batches] == sizes
     assert len(set(indices(batches))) == sum(sizes)
+
+
+@pytest.mark.parametrize("augmentation", [Augmentation(), Augmentation(min_crop_area=0.3)])
+def test_batches_do_not_depend_on_how_many_are_made_together(
+    images: ImageSet, augmentation: Augmentation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = list(on_cpu(images).epoch(1, 4, 0, augmentation))
+    monkeypatch.setattr(batches, "CPU_BLOCK", 1)
+    assert_same_batches(list(on_cpu(images).epoch(1, 4, 0, augmentation)), together)
+
+
+def test_augmentation_of_an_image_does_not_depend_on_the_batch_size(images: ImageSet) -> None:
+    made = []
+    for batch_size in (4, 9):
+        epoch = list(on_cpu(images).epoch(1, batch_size, 0, Augmentation()))
+        order = torch.cat([batch.indices for batch in epoch])
+        made.append(torch.cat([batch.images for batch in epoch])[order.argsort()])
+    assert torch.equal(*made)
+
+
+@pytest.mark.parametrize("teacher", [None, TWO_CHANNELS])
+def test_teacher_that_takes_the_same_gets_the_very_tensor(images: ImageSet, teacher: Preprocessing | None) -> None:
+    data = on_cpu(images, teacher)
+    for batch in [*data.epoch(1, 4, 0, Augmentation()), *data.in_order(4), *data.fixed_batches(2, 4, 0)]:
+        assert batch.teacher_images is batch.images
+
+
+def test_teacher_gets_the_same_images_in_its_own_size_and_normalisation(images: ImageSet) -> None:
+    teacher = Preprocessing((0.5, 0.5), (0.1, 0.2), size=(10, 8), interpolation="nearest")
+    for batch in on_cpu(images, teacher).epoch(1, 4, 0, Augmentation()):
+        pixels = batch.images * torch.tensor([0.5, 2.0]).view(2, 1, 1) + torch.tensor([0.25, 0.5]).view(2, 1, 1)
+        expected = (pixels - 0.5) / torch.tensor([0.1, 0.2]).view(2, 1, 1)
+        torch.testing.assert_close(batch.teacher_images, expected.repeat_interleave(2, 2).repeat_interleave(2, 3))
+
+
+def test_batches_are_channels_last(images: ImageSet) -> None:
+    data = on_cpu(images, Preprocessing((0.5, 0.5), (0.1, 0.2), size=(10, 8)))
+    for batch in [*data.epoch(1, 4, 0, Augmentation()), *data.in_order(4)]:
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        assert batch.teacher_images.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_read_only_images_give_no_warning(images: ImageSet) -> None:

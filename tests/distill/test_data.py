@@ -16,6 +16,7 @@ from hintsearch.distill.data import (
     load_data,
 )
 from hintsearch.models.errors import InputError
+from hintsearch.models.preprocessing import Preprocessing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -201,6 +202,16 @@ def test_hash_of_splits_follows_training_images_labels_and_normalisation(digits:
     assert len({splits.sha256() for splits in [digits, *changed]}) == 5
 
 
+def test_preprocessing_is_the_normalisation_alone(digits: DataSplits) -> None:
+    assert digits.preprocessing == Preprocessing(digits.mean, digits.sd)
+
+
+def test_split_in_memory_is_read_by_rows(digits: DataSplits) -> None:
+    rows = np.array([5, 0, 5])
+    assert isinstance(digits.train, ImageSet)
+    assert np.array_equal(digits.train.read(rows), digits.train.images[rows])
+
+
 def test_hash_of_splits_does_not_see_the_test_split(digits: DataSplits) -> None:
     assert digits.without_test().sha256() == digits.sha256()
 
@@ -366,6 +377,26 @@ def test_label_far_out_of_range_is_an_error(tmp_path: Path, label: int, largest:
     labels = numbered(40, 4)[1]
     labels[0] = label
     assert f"has no image of class 4 of 0..{largest};" in error_of(write_folder(tmp_path, labels=labels))
+
+
+@pytest.mark.parametrize("split", ["training", "test"])
+def test_label_beyond_the_declared_classes_is_an_error(tmp_path: Path, split: str) -> None:
+    folder = write_folder(tmp_path)
+    images, labels = numbered(40, 4)
+    labels[5] = 4
+    np.savez(tmp_path / ("train.npz" if split == "training" else "test.npz"), images=images, labels=labels)
+    with pytest.raises(InputError) as caught:
+        load_data(DataSpec(folder, classes=4), NOWHERE)
+    assert str(caught.value) == (
+        f"image 5 of the {split} images of {folder} has the label 4, but labels must be 0..3; "
+        "mend the labels or data.classes"
+    )
+
+
+def test_declared_class_without_images_is_an_error(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path)
+    with pytest.raises(InputError, match=r"has no image of class 4 of 0\.\.4;"):
+        load_data(DataSpec(folder, classes=5), NOWHERE)
 
 
 def test_class_that_only_test_has_is_an_error(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import torch
 from hintsearch.distill.batches import DeviceImages
 from hintsearch.distill.data import ImageSet
 from hintsearch.distill.evaluation import evaluate
+from hintsearch.models.preprocessing import Preprocessing
 from torch import Tensor, nn
 
 
@@ -19,7 +20,7 @@ def data() -> DeviceImages:
     """Five images 1×1×3, three of them classified right by `ReadsLogits`."""
     pixels = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 0, 0], [0, 255, 0]]
     images = np.array(pixels, dtype=np.uint8).reshape(5, 1, 1, 3)
-    return DeviceImages(ImageSet(images, np.array([0, 1, 2, 1, 0])), (0.0,), (1.0,), torch.device("cpu"))
+    return DeviceImages(ImageSet(images, np.array([0, 1, 2, 1, 0])), Preprocessing((0.0,), (1.0,)), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 100])

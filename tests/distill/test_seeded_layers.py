@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from hintsearch.distill.data import DataSpec, DataSplits, load_data
-from hintsearch.distill.trainer import Recipe, Seeds, Trainer
+from hintsearch.distill.recipe import Recipe
+from hintsearch.distill.trainer import Seeds, Trainer
 from hintsearch.models.zoo import ModelSpec
 
 FACTORY = """

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 from hintsearch.analysis.trials import SearchRecord, read_search
+from hintsearch.distill.execution import Execution
 from hintsearch.distill.hint_configuration import HintConfiguration
 from hintsearch.models.errors import InputError
 from hintsearch.models.weights import weights_sha256
@@ -48,7 +49,7 @@ def searched(
     """A finished search, as read back from MLflow."""
     tracked = TrackedSearch(client, "export", NAME, None)
     tracked.tag_parent({"objective": "val_accuracy", "direction": "maximize"})
-    tracked.add_documents({"search.json": search_document(digits, preparation)})
+    tracked.add_documents({"search.json": search_document(digits, preparation, Execution())})
     log = SearchLog(tmp_path_factory.mktemp("search") / "journal.jsonl")
     logger = MlflowLogger(tracked, log, "val_accuracy")
     log.listen(logger)

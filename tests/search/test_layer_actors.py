@@ -13,13 +13,18 @@ from hintsearch.analysis.layer_metrics import layer_distances, metric_names, wha
 from hintsearch.analysis.layer_reading import LayerReader
 from hintsearch.analysis.measurement import LayerMeasurement, MeasurementBuilder
 from hintsearch.analysis.reading_plan import plan_columns, plan_reading
-from hintsearch.distill.batches import DeviceImages
 from hintsearch.distill.data import DataSplits
+from hintsearch.distill.image_folders import read_image_folder
+from hintsearch.distill.image_sources import ImageFiles
+from hintsearch.distill.lazy_images import Decoding, LazyImages
+from hintsearch.distill.opening import open_batches
 from hintsearch.models.candidates import Candidate, list_candidates
+from hintsearch.models.preprocessing import Preprocessing
 from hintsearch.models.zoo import ModelSpec, build_model
 from hintsearch.search.layer_actors import LayerTask, LayerWorker, TappedNetwork, count_actors, measure_layers
 from hintsearch.search.networks import TrainedNetwork
 from hintsearch.search.ray_session import free_resources, wait_for_resources
+from image_files import write_class_folders
 from torch import nn
 
 pytestmark = pytest.mark.usefixtures("shared_ray")
@@ -42,8 +47,7 @@ def task(
     return LayerTask(
         (TappedNetwork(trained(teacher_spec, teacher_network), PATHS),),
         splits.train,
-        splits.mean,
-        splits.sd,
+        splits.preprocessing,
         plan_reading(IMAGES, 32),
         plan_columns([candidate.channels for candidate in candidates], splits.classes, 32, 1e9, seed=0),
         what_they_read(metric_names()),
@@ -57,7 +61,7 @@ def in_process(
 ) -> LayerMeasurement:
     """The same measurement without Ray: the same chunks, read one after the other."""
     reader = LayerReader(teacher_network, PATHS, task.columns, task.wanted, torch.device("cpu"))
-    images = DeviceImages(splits.train, splits.mean, splits.sd, torch.device("cpu"))
+    images = open_batches(splits.train, splits.preprocessing, torch.device("cpu"))
     (everything,) = images.in_order(IMAGES)
     builder = MeasurementBuilder(task.plan, splits.train.labels)
     bandwidths: tuple[float, ...] | None = None
@@ -185,6 +189,7 @@ LOGGING_NETWORK = """
 import os
 import time
 import torch
+from hintsearch.models.preprocessing import Preprocessing
 from hintsearch.models.zoo import ModelSpec, build_model
 
 
@@ -251,6 +256,32 @@ def test_forward_passes_of_another_size_give_the_same(task: LayerTask) -> None:
     whole, parts = (LayerWorker(replace(task, batch=batch)).read(first) for batch in (None, 3))
     np.testing.assert_allclose(whole.statistics.sums.moment, parts.statistics.sums.moment, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(whole.statistics.zeros, parts.statistics.zeros)
+
+
+def test_split_that_is_decoded_when_it_is_read_gives_what_one_in_memory_gives(tmp_path: Path) -> None:
+    write_class_folders(tmp_path, count=20)
+    source = read_image_folder(tmp_path).train
+    assert isinstance(source, ImageFiles)
+    lazy = LazyImages(source, Decoding((8, 8)))
+    spec = ModelSpec("resnet8", 3, 3, width=0.25)
+    network = build_model(spec)
+    channels = [candidate.channels for candidate in list_candidates(network, (3, 8, 8))]
+    plan = plan_reading(60, 32)
+    one, other = (
+        LayerWorker(
+            LayerTask(
+                (TappedNetwork(trained(spec, network), PATHS),),
+                images,
+                Preprocessing((0.5,) * 3, (0.25,) * 3),
+                plan,
+                plan_columns(channels, 3, 32, 1e9, seed=0),
+                what_they_read(["cka_linear"]),
+                None,
+            )
+        ).read(plan.chunks[-1])
+        for images in (lazy, lazy.decoded(workers=1))
+    )
+    np.testing.assert_array_equal(one.statistics.sums.moment, other.statistics.sums.moment)
 
 
 def test_networks_side_by_side_read_as_each_alone(

@@ -130,8 +130,8 @@ def test_other_teacher_in_mlflow_is_refused_and_not_cached(
     with pytest.raises(InputError) as caught:
         find_teacher_weights(teacher)
     assert str(caught.value) == (
-        f"the teacher in {teacher.tracking_uri} is not the one the hints were found for (its sha256 differs from "
-        f"{teacher.sha256[:12]}); give its file by --teacher PATH"
+        f"the teacher's weights in {teacher.tracking_uri} are not those the hints were found with "
+        f"(their sha256 differs from {teacher.sha256[:12]}); give their file by --teacher PATH"
     )
     assert not cached_teacher_path(teacher.sha256).exists()
 

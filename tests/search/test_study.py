@@ -71,7 +71,7 @@ def refusal(key: str, value: Any) -> str:
         (
             "data.name",
             "digit",
-            "data.name: unknown data set 'digit'; did you mean 'digits'? (cifar10, cifar100, digits",
+            "data.name: unknown data set 'digit'; did you mean 'digits'? (cifar10, cifar100, cub200, digits",
         ),
         (
             "space.weight.hint",

@@ -12,6 +12,7 @@ from hintsearch.analysis.layer_metrics import layer_distances, metric_names, wha
 from hintsearch.analysis.reading_plan import plan_columns, plan_reading
 from hintsearch.distill.data import ImageSet
 from hintsearch.models.candidates import list_candidates
+from hintsearch.models.preprocessing import Preprocessing
 from hintsearch.models.zoo import ModelSpec, build_model
 from hintsearch.search.layer_actors import LayerTask, TappedNetwork, measure_layers
 from hintsearch.search.networks import TrainedNetwork
@@ -31,8 +32,7 @@ def main() -> None:
     task = LayerTask(
         (TappedNetwork(TrainedNetwork(spec, weights), tuple(candidate.path for candidate in candidates)),),
         images,
-        (0.5,),
-        (0.25,),
+        Preprocessing((0.5,), (0.25,)),
         plan_reading(IMAGES, 20),
         plan_columns([candidate.channels for candidate in candidates], 10, 20, 1e9, seed=0),
         what_they_read(metric_names()),

@@ -1,0 +1,121 @@
+"""One student in training: its loss, its optimizer, the moving average of its weights."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..models.weights import apply_weights
+from ..models.zoo import ModelSpec, build_model
+from .batches import Batch
+from .execution import Execution
+from .hint_configuration import HintConfiguration
+from .hinted_student import HintedStudent, Labelling
+from .moving_average import MovingAverage
+from .recipe import Recipe
+from .teacher_pass import TeacherOutputs
+
+# Columns of what a step returns.
+TERMS = ("train_loss", "loss_classification", "loss_logit", "loss_hint")
+
+
+class StudentTraining:
+    """Everything of one student that a step changes.
+
+    Args:
+        spec: the network, freshly initialised from `init_seed` or from `weights`.
+        weights: to start from; None: random ones.
+        hints: what it learns from the teacher.
+        init_seed: of the initial weights of student and adapters.
+        teacher: the network that is taught from; None if the hints read none.
+        image_shape: (channels, height, width) of one image of the data.
+        teacher_shape: the same as the teacher takes it.
+        recipe: optimizer and regularisation.
+        labelling: how labels become a loss.
+        execution: where and how it runs.
+
+    Raises:
+        InputError: a hint configuration that does not fit the two networks, weights that do not fit.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: Mapping[str, Tensor] | None,
+        hints: HintConfiguration,
+        init_seed: int,
+        teacher: nn.Module | None,
+        image_shape: tuple[int, int, int],
+        teacher_shape: tuple[int, int, int],
+        recipe: Recipe,
+        labelling: Labelling,
+        execution: Execution,
+    ) -> None:
+        self.init_seed = init_seed
+        with torch.random.fork_rng():
+            # The student first: its initial weights are then the same whatever adapters follow.
+            torch.manual_seed(init_seed)
+            network = build_model(spec)
+            if weights is not None:
+                apply_weights(network, dict(weights), f"the start of {spec.name}")
+            # Before the taps, of which it must have no copy.
+            self._average = MovingAverage(network, recipe.ema_decay) if recipe.ema_decay else None
+            whole = HintedStudent(
+                network, hints, teacher, spec.input_shape(image_shape), teacher_shape, labelling, execution
+            )
+        self.whole = whole.to(execution.place).to(memory_format=torch.channels_last)
+        if self._average is not None:
+            self._average.network.to(execution.place).to(memory_format=torch.channels_last)
+        self._clip_norm = recipe.clip_norm
+        self._optimizer = torch.optim.SGD(
+            self.whole.parameters(),
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov and recipe.momentum > 0,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+        if execution.compile != "off":
+            network.compile(mode=None if execution.compile == "default" else execution.compile)
+
+    @property
+    def network(self) -> nn.Module:
+        """What is validated and exported: the student, or the moving average of its weights."""
+        return self.whole.student if self._average is None else self._average.network
+
+    def step(self, batch: Batch, taught: TeacherOutputs | None, lr: float) -> Tensor:
+        """One step of the optimizer.
+
+        Returns:
+            `TERMS` [4] of the batch before the step, on the device, so that nothing waits for it.
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        terms = self.whole.terms(batch, taught)
+        total = self.whole.total(terms)
+        self._optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(total)
+        if self._clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.whole.parameters(), self._clip_norm)
+        self._optimizer.step()
+        if self._average is not None:
+            self._average.follow(self.whole.student)
+        hint = (terms.hints / self.whole.normalisers).sum()
+        return torch.stack([total, terms.classification, terms.logit, hint]).detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes while training."""
+        average = None if self._average is None else self._average.network.state_dict()
+        return {"whole": self.whole.state_dict(), "optimizer": self._optimizer.state_dict(), "average": average}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.whole.load_state_dict(state["whole"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        if self._average is not None:
+            self._average.network.load_state_dict(state["average"])
+
+    def close(self) -> None:
+        """Takes the taps off the student."""
+        self.whole.close()

@@ -1,0 +1,232 @@
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from hintsearch.distill.batches import Batch
+from hintsearch.distill.execution import Execution
+from hintsearch.distill.losses import HINT_LOSSES, LOGIT_LOSSES, FeatureShape
+from hintsearch.distill.teacher_pass import TeacherOutputs, TeacherPass
+from hintsearch.models.errors import InputError
+from hintsearch.models.folding import frozen
+from hintsearch.models.weights import weights_sha256
+from torch import Tensor, nn
+
+IMAGE = (1, 8, 8)
+LAYERS = ("layer3.0", "bn1", "layer1.0", "conv1")
+FOLDED, PLAIN = Execution(), Execution(fold_teacher=False)
+
+
+class Step(nn.Module):
+    """A convolution that says by which name it ran; the names are shared by all copies of it."""
+
+    ran: ClassVar[Counter[str]] = Counter()
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name, self.conv = name, nn.Conv2d(1, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        Step.ran[self.name] += 1
+        found: Tensor = self.conv(x)
+        return found
+
+
+class Loop(nn.Module):
+    """Runs `first`, `second`, `first` again, and `last`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = Step("first"), Step("second"), Step("last")
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.first(self.second(self.first(x)))
+        logits: Tensor = self.last(made)
+        return logits.flatten(1)
+
+
+@pytest.fixture
+def ran() -> Iterator[Counter[str]]:
+    """How often each `Step` ran."""
+    Step.ran.clear()
+    yield Step.ran
+    Step.ran.clear()
+
+
+@torch.no_grad()
+def by_hand(teacher: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """What every layer of a frozen copy gives, and `logits`, by a plain forward pass."""
+    network = frozen(teacher)
+    found: dict[str, Tensor] = {}
+    for path, module in network.named_modules():
+        if path:
+            module.register_forward_hook(
+                lambda _module, _inputs, output, path=path: found.update({path: output.clone()})
+            )
+    found["logits"] = network(images)
+    return found
+
+
+def taught(teacher: nn.Module, images: Tensor, layers: tuple[str, ...] = LAYERS, **changes: Any) -> TeacherOutputs:
+    return TeacherPass(teacher, layers, True, IMAGE, Execution(**changes))(images)
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_logits_and_features_are_those_of_a_plain_pass(teacher: nn.Module, batches: list[Batch], fold: bool) -> None:
+    found = taught(teacher, batches[0].images, fold_teacher=fold)
+    expected = by_hand(teacher, batches[0].images)
+    assert found.logits is not None
+    assert tuple(found.features) == LAYERS
+    for name, ours in {"logits": found.logits, **found.features}.items():
+        largest = float(expected[name].abs().max())
+        torch.testing.assert_close(ours, expected[name], rtol=1e-5, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize("name", HINT_LOSSES.names())
+def test_hint_loss_is_the_same_of_a_folded_teacher(teacher: nn.Module, batches: list[Batch], name: str) -> None:
+    student = torch.randn(len(batches[0].labels), 5, 4, 4, generator=torch.Generator().manual_seed(1))
+    values = []
+    for fold in (True, False):
+        feature = taught(teacher, batches[0].images, ("layer2.0",), fold_teacher=fold).features["layer2.0"]
+        with torch.random.fork_rng():
+            torch.manual_seed(2)
+            loss = HINT_LOSSES.get(name)(FeatureShape(5, 4, 4), FeatureShape(*feature.shape[1:]))
+        loss.read_teacher(frozen(teacher).get_submodule("layer2.0"))
+        values.append(loss(student, feature).item())
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", LOGIT_LOSSES.names())
+def test_logit_loss_is_the_same_of_a_folded_teacher(teacher: nn.Module, batches: list[Batch], name: str) -> None:
+    student = torch.randn(len(batches[0].labels), 3, generator=torch.Generator().manual_seed(1))
+    values = []
+    for fold in (True, False):
+        logits = taught(teacher, batches[0].images, (), fold_teacher=fold).logits
+        assert logits is not None
+        values.append(LOGIT_LOSSES.get(name)(student, logits, 4.0).item())
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+
+
+def test_logits_are_left_out_where_they_are_not_needed(teacher: nn.Module, batches: list[Batch]) -> None:
+    found = TeacherPass(teacher, ("layer1.0",), False, IMAGE, FOLDED)(batches[0].images)
+    assert found.logits is None
+    assert list(found.features) == ["layer1.0"]
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        # A layer that runs twice counts by its last run.
+        (("first",), {"first": 2, "second": 1}),
+        (("second",), {"first": 1, "second": 1}),
+        (("first", "second"), {"first": 2, "second": 1}),
+        (("second", "first"), {"first": 2, "second": 1}),
+        (("second", "last"), {"first": 2, "second": 1, "last": 1}),
+    ],
+)
+def test_pass_ends_after_the_last_layer_that_is_read(
+    ran: Counter[str], layers: tuple[str, ...], expected: dict[str, int]
+) -> None:
+    network, images = Loop(), torch.randn(2, *IMAGE)
+    teacher_pass = TeacherPass(network, layers, False, IMAGE, FOLDED)
+    for _ in range(2):
+        ran.clear()
+        found = teacher_pass(images)
+        assert dict(ran) == expected
+    plain = by_hand(network, images)
+    for layer in layers:
+        torch.testing.assert_close(found.features[layer], plain[layer])
+
+
+def test_whole_network_runs_where_logits_are_needed(ran: Counter[str]) -> None:
+    teacher_pass = TeacherPass(Loop(), ("second",), True, IMAGE, FOLDED)
+    ran.clear()
+    teacher_pass(torch.randn(2, *IMAGE))
+    assert dict(ran) == {"first": 2, "second": 1, "last": 1}
+
+
+def test_layer_that_is_read_twice_is_given_once(teacher: nn.Module, batches: list[Batch]) -> None:
+    assert list(taught(teacher, batches[0].images, ("bn1", "bn1")).features) == ["bn1"]
+
+
+def test_outputs_can_be_part_of_a_loss(teacher: nn.Module, batches: list[Batch]) -> None:
+    found = taught(teacher, batches[0].images)
+    assert found.logits is not None
+    for tensor in (found.logits, *found.features.values()):
+        student = torch.ones_like(tensor, requires_grad=True)
+        # The gradient of a product needs the other factor to be kept.
+        (student * tensor).sum().backward()
+        assert student.grad is not None
+        assert torch.equal(student.grad, tensor)
+        assert not tensor.requires_grad
+
+
+@pytest.mark.parametrize("needs_logits", [True, False])
+def test_features_are_from_before_a_later_layer_writes_over_them(needs_logits: bool) -> None:
+    network, images = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(inplace=True), nn.Flatten()), torch.randn(2, *IMAGE)
+    with torch.no_grad():
+        expected = network[0](images)
+    layers = ("0",) if needs_logits else ("0", "1")
+    found = TeacherPass(network, layers, needs_logits, IMAGE, FOLDED)(images)
+    assert float(expected.min()) < 0
+    torch.testing.assert_close(found.features["0"], expected)
+
+
+def test_later_pass_leaves_what_an_earlier_one_gave(teacher: nn.Module, batches: list[Batch]) -> None:
+    teacher_pass = TeacherPass(teacher, LAYERS, True, IMAGE, FOLDED)
+    first = teacher_pass(batches[0].images)
+    before = {name: feature.clone() for name, feature in first.features.items()}
+    teacher_pass(batches[1].images)
+    assert all(torch.equal(feature, before[name]) for name, feature in first.features.items())
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_features_in_bf16_are_float32_and_near_the_exact_ones(
+    teacher: nn.Module, batches: list[Batch], fold: bool
+) -> None:
+    exact = by_hand(teacher, batches[0].images)
+    found = taught(teacher, batches[0].images, fold_teacher=fold, precision="bf16")
+    assert found.logits is not None
+    for name, ours in {"logits": found.logits, **found.features}.items():
+        assert ours.dtype == torch.float32
+        assert not torch.equal(ours, exact[name])
+        # Eight bits of mantissa, over the depth of the network.
+        assert (ours - exact[name]).norm() < 0.02 * exact[name].norm()
+
+
+def test_weights_kept_in_bf16_change_nothing(teacher: nn.Module, batches: list[Batch]) -> None:
+    with Execution(precision="bf16").autocast():
+        expected = by_hand(teacher, batches[0].images)
+    found = taught(teacher, batches[0].images, fold_teacher=False, precision="bf16")
+    assert all(torch.equal(feature, expected[name].float()) for name, feature in found.features.items())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("needs_logits", [True, False])
+def test_given_teacher_is_left_as_it_was(
+    teacher: nn.Module, batches: list[Batch], needs_logits: bool, precision: str
+) -> None:
+    before = weights_sha256(teacher.state_dict())
+    TeacherPass(teacher, LAYERS, needs_logits, IMAGE, Execution(precision=precision))(batches[0].images)
+    assert weights_sha256(teacher.state_dict()) == before
+    assert teacher.get_submodule("relu").inplace
+    assert all(module.training and not module._forward_hooks for module in teacher.modules())
+    assert all(parameter.requires_grad for parameter in teacher.parameters())
+
+
+@pytest.mark.parametrize("execution", [FOLDED, PLAIN], ids=["folded", "plain"])
+@pytest.mark.parametrize("needs_logits", [True, False])
+def test_unknown_layer_is_an_error_naming_the_nearest(
+    teacher: nn.Module, needs_logits: bool, execution: Execution
+) -> None:
+    with pytest.raises(InputError, match=r"has no layer 'layer4.0'; did you mean 'layer"):
+        TeacherPass(teacher, ("layer4.0",), needs_logits, IMAGE, execution)
+
+
+@pytest.mark.parametrize("layers", [("aside",), ("first", "aside")])
+def test_layer_that_does_not_run_is_an_error(layers: tuple[str, ...]) -> None:
+    network = Loop()
+    network.aside = nn.Conv2d(1, 1, 1)
+    with pytest.raises(InputError, match="the layer 'aside' did not run in the forward pass"):
+        TeacherPass(network, layers, False, IMAGE, FOLDED)
