@@ -136,7 +136,7 @@ def check(
 ) -> None:
     """Check a study before anything is spent; starts and creates nothing."""
     from .places import tracking_uri
-    from .preflight import check_study, check_without_data, estimate
+    from .preflight import check_study, check_without_data, estimate, imbalance_note
     from .searcher import plan_trials
     from .study import load_study
     from .view import View
@@ -150,6 +150,9 @@ def check(
         checked = check_study(loaded, tracking_uri(tracking, loaded.tracking.uri), address)
         shapes = checked.shapes
         cost = estimate(loaded, checked, len(plan_trials(loaded)))
+        note = imbalance_note(loaded, checked.splits)
+        if note:
+            view.say(note)
     view.say(
         f"{loaded.name} is good: {loaded.teacher.model} has {len(shapes.teacher)} candidates, {loaded.student.model} "
         f"has {shapes.stages} stages; {len(plan_trials(loaded))} trials of at most {loaded.budget.rungs[-1]} epochs"

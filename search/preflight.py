@@ -28,6 +28,8 @@ from .teacher import find_teacher, start_weights
 from .tracking import connect
 
 ESTIMATE_EPOCHS = 2
+# Of the largest class to the smallest: less is common, and matters little.
+NOTED_IMBALANCE = 3
 
 
 @dataclass(frozen=True)
@@ -143,10 +145,20 @@ def check_study(study: Study, tracking_uri: str, address: str | None) -> Checked
     plan_pass(study, shapes.teacher, len(splits.train), splits.classes)
     start = start_weights(study)
     if start is not None:
-        apply_weights(
-            build_model(student_spec(study, splits)), start, f"student.checkpoint, {study.student.checkpoint},"
-        )
+        apply_weights(build_model(student_spec(study, splits)), start, f"student.checkpoint {study.student.checkpoint}")
     return Checked(splits, shapes, find_teacher(study, splits) is not None)
+
+
+def imbalance_note(study: Study, splits: DataSplits) -> str | None:
+    """What to think of where one class has many more training images than another; None where that is not so."""
+    counts = np.bincount(splits.train.labels, minlength=splits.classes)
+    ratio = counts.max() / counts.min()
+    if ratio < NOTED_IMBALANCE or study.recipe.class_weights != "none":
+        return None
+    return (
+        f"The largest class has {ratio:.1f} times the training images of the smallest: think of "
+        "recipe.class_weights=balanced and objective.metric=val_macro_f1."
+    )
 
 
 def estimate(study: Study, checked: Checked, trials: int) -> Estimate:

@@ -1,8 +1,10 @@
 """Retraining a student from an exported hint configuration; the only place that reads the test split."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from mlflow.exceptions import MlflowException
@@ -82,8 +84,7 @@ def distill_student(
     check_output(Path(output))
     _check_trust(hints, student, trust_code)
     spec = _student_spec(hints, student)
-    mean, sd = hints.data["mean"], hints.data["sd"]
-    data = {**hints.data, "mean": tuple(mean), "sd": tuple(sd)}
+    data: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in hints.data.items()}
     splits = load_data(DataSpec(**data), cache_folder() / "data")
     configuration = _configuration(hints, spec, splits, repaired=student is not None)
     network = _teacher_network(hints.teacher, teacher) if configuration.needs_teacher else None
@@ -105,6 +106,7 @@ def distill_student(
             teacher=network,
             start=start,
             execution=execution,
+            side_by_side=max(1, (os.cpu_count() or 1) // training.threads),
         )
         validations = _last_epoch(trainer, init_seeds, on_epoch)
         return [

@@ -34,7 +34,7 @@ from .mlflow_logger import MlflowLogger
 from .networks import as_arrays
 from .own_code import code_identities, say_own_code
 from .places import JOURNAL_FILE, new_search_name, tracking_uri
-from .preflight import Estimate, check_study, estimate
+from .preflight import Estimate, check_study, estimate, imbalance_note
 from .preparation import Preparation, prepare
 from .ray_session import cluster_cpus, cluster_gpus, ray_session
 from .sampler import ArmSampler
@@ -113,6 +113,9 @@ def run_search(
     uri = tracking_uri(tracking, study.tracking.uri)
     say_own_code(study, view)
     checked = check_study(study, uri, address)
+    note = imbalance_note(study, checked.splits)
+    if note:
+        view.say(note)
     view.say(_announcement(name, study, estimate(study, checked, len(plan_trials(study)))))
     check_name_is_free(connect(uri, create=True), study.name, name)
     folder.mkdir(parents=True)

@@ -2,9 +2,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hintsearch.distill.data import DataSplits, ImageSet
 from hintsearch.models.errors import InputError
-from hintsearch.search.preflight import check_study, check_without_data, estimate
+from hintsearch.models.weights import save_weights
+from hintsearch.models.zoo import ModelSpec, build_model
+from hintsearch.search.preflight import check_study, check_without_data, estimate, imbalance_note
 from hintsearch.search.study import Study
 
 Studied = Callable[..., Study]
@@ -98,3 +102,27 @@ def test_estimate_is_all_trials_to_their_last_epoch(studied: Studied, tmp_path: 
 def test_automatic_number_of_clusters_fits_any_teacher(studied: Studied) -> None:
     study = studied("space.hints.clusters=auto")
     assert len(check_without_data(study).teacher) == 9 < study.space.hints.clusters.high
+
+
+def uneven(counts: tuple[int, ...]) -> DataSplits:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    images = ImageSet(np.zeros((len(labels), 1, 2, 2), np.uint8), labels)
+    return DataSplits(images, images, None, len(counts), (0.5,), (0.5,))
+
+
+@pytest.mark.parametrize(("counts", "noted"), [((30, 10), True), ((29, 10), False), ((10, 10, 95), True)])
+def test_imbalanced_classes_are_noted(studied: Studied, counts: tuple[int, ...], noted: bool) -> None:
+    assert (imbalance_note(studied(), uneven(counts)) is not None) == noted
+
+
+def test_imbalance_that_the_recipe_weighs_is_not_noted(studied: Studied) -> None:
+    assert imbalance_note(studied("recipe.class_weights=balanced"), uneven((90, 10))) is None
+
+
+def test_start_weights_that_do_not_fit_the_student_are_refused(studied: Studied, tmp_path: Path) -> None:
+    save_weights(tmp_path / "other.safetensors", build_model(ModelSpec("resnet8", 10, 1)).state_dict())
+    message = refusal(studied(f"student.checkpoint={tmp_path}/other.safetensors"), store(tmp_path))
+    assert message.startswith(
+        f"the weights of student.checkpoint {tmp_path}/other.safetensors do not fit CifarResNet: "
+    )
+    assert "conv1.weight is [16, 1, 3, 3] instead of [4, 1, 3, 3]" in message

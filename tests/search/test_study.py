@@ -213,6 +213,52 @@ def test_recipe_takes_another_learning_rate() -> None:
     assert (study.recipe.recipe().lr, study.recipe.recipe(0.5).lr) == (0.2, 0.5)
 
 
+def test_preset_gives_the_keys_that_the_study_does_not() -> None:
+    study = tiny("recipe", {"preset": "cifar_240", "batch_size": 128})
+    recipe = study.recipe.recipe()
+    assert (recipe.schedule, recipe.nesterov, recipe.lr, recipe.batch_size) == ("step", False, 0.05, 128)
+    assert study.budget.rungs == (240,)
+
+
+def test_preset_knows_the_networks_that_learn_slowly() -> None:
+    study = validate_study({**TINY, "student": {"model": "ShuffleV1"}, "recipe": {"preset": "cifar_240"}}, "tiny")
+    assert study.recipe.lr == 0.01
+
+
+def test_rungs_of_the_study_win_over_those_of_a_preset() -> None:
+    study = validate_study({**TINY, "recipe": {"preset": "cifar_240"}, "budget": {"rungs": [10, 20]}}, "tiny")
+    assert study.budget.rungs == (10, 20)
+
+
+def test_teacher_has_a_preset_of_its_own() -> None:
+    study = tiny("teacher", {"model": "resnet20", "recipe": {"preset": "cifar_240"}})
+    assert (study.teacher.recipe.epochs, study.teacher.recipe.schedule) == (240, "step")
+    assert study.recipe.schedule == "cosine"
+
+
+def test_study_with_a_preset_is_the_same_when_it_is_read_again() -> None:
+    study = tiny("recipe", {"preset": "cifar_240"})
+    assert validate_study(study.resolved(), "again") == study
+
+
+def test_unknown_preset_is_refused_with_the_nearest() -> None:
+    assert refusal("recipe.preset", "cifar_24").startswith(
+        "recipe.preset: unknown recipe preset 'cifar_24'; did you mean 'cifar_240'?"
+    )
+
+
+def test_pretrained_is_no_path() -> None:
+    teacher = {"model": "torchvision:resnet18", "checkpoint": "pretrained"}
+    assert tiny("teacher", teacher).teacher.checkpoint == "pretrained"
+
+
+def test_own_code_of_a_study_is_named_by_its_key(tmp_path: Path) -> None:
+    (tmp_path / "my.py").touch()
+    named = {"student.model": "my.py:net", "data.name": "my.py:load"}
+    for key, name in named.items():
+        assert tiny(key, f"{tmp_path}/{name}").own_code() == {key.split(".")[0]: f"{tmp_path}/{name}"}
+
+
 def test_study_cannot_be_changed() -> None:
     study = tiny()
     with pytest.raises(ValueError, match="frozen"):
