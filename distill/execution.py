@@ -9,6 +9,7 @@ import torch
 from ..models.errors import InputError, nearest
 
 Precision = Literal["fp32", "bf16"]
+DEVICES = ("cpu", "cuda")
 PRECISIONS = ("fp32", "bf16")
 COMPILE_MODES = ("off", "default", "reduce-overhead")
 
@@ -24,7 +25,7 @@ class Execution:
         fold_teacher: the teacher's batch norms are folded into its convolutions.
 
     Raises:
-        InputError: an unknown precision or compile mode.
+        InputError: an unknown device, precision or compile mode.
     """
 
     device: str = "cpu"
@@ -34,6 +35,7 @@ class Execution:
 
     def __post_init__(self) -> None:
         for name, value, options in (
+            ("device", self.device, DEVICES),
             ("precision", self.precision, PRECISIONS),
             ("compile", self.compile, COMPILE_MODES),
         ):

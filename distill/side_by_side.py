@@ -7,6 +7,8 @@ from typing import Generic, TypeVar
 
 import torch
 
+AHEAD = 2
+
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
@@ -14,7 +16,8 @@ Made = TypeVar("Made")
 class SharedStream(Generic[Item, Made]):
     """A stream that several threads read in step; each item is taken, and made into something, once.
 
-    A thread that would have to wait for what another is making makes the next item instead, so that all are busy.
+    A thread that would have to wait for what another is making makes the next item instead, so that all are busy; but
+    no thread gets further ahead of the slowest than `AHEAD` items a reader, for what waits for it is kept.
 
     Args:
         items: taken in order, by one thread at a time.
@@ -26,6 +29,7 @@ class SharedStream(Generic[Item, Made]):
         self._items, self._make, self._readers = items, make, readers
         self._changed = threading.Condition()
         self._claimed = 0
+        self._forgotten = 0
         self._length: int | None = None
         self._made: dict[int, Made] = {}
         self._read: dict[int, int] = {}
@@ -58,8 +62,8 @@ class SharedStream(Generic[Item, Made]):
                     return False
                 if position in self._made:
                     return True
-                ahead = self._claimed - position
-                if self._length is not None or ahead >= self._readers:
+                ahead, waiting = self._claimed - position, self._claimed - self._forgotten
+                if self._length is not None or ahead >= self._readers or waiting >= AHEAD * self._readers:
                     self._changed.wait()
                     continue
                 claimed = self._claim()
@@ -98,6 +102,8 @@ class SharedStream(Generic[Item, Made]):
             self._read[position] = self._read.get(position, 0) + 1
             if self._read[position] == self._readers:
                 del self._made[position], self._read[position]
+                self._forgotten += 1
+                self._changed.notify_all()
             return made
 
 

@@ -76,13 +76,17 @@ class StudentTraining:
             weight_decay=recipe.weight_decay,
             fused=True,
         )
-        if execution.compile != "off":
-            network.compile(mode=None if execution.compile == "default" else execution.compile)
+        self._compile = execution.compile
 
     @property
     def network(self) -> nn.Module:
         """What is validated and exported: the student, or the moving average of its weights."""
         return self.whole.student if self._average is None else self._average.network
+
+    def compile(self) -> None:
+        """Compiles the student if the execution says so; an eager pass has to come first, for what its taps check."""
+        if self._compile != "off":
+            self.whole.student.compile(mode=None if self._compile == "default" else self._compile)
 
     def step(self, batch: Batch, taught: TeacherOutputs | None, lr: float) -> Tensor:
         """One step of the optimizer.

@@ -4,12 +4,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..models.folding import folded, frozen
+from ..models.folding import folded, frozen, twin
 from ..models.taps import LayerTaps
 from .execution import Execution
 
@@ -41,6 +42,7 @@ class TeacherPass:
         needs_logits: whether the logits are read.
         image_shape: (channels, height, width) of one image as the teacher takes it.
         execution: where and how it runs.
+        threads: how many threads may run it at once.
 
     Raises:
         InputError: a layer that the teacher does not have; a layer that does not run or gives no feature map, where
@@ -54,25 +56,54 @@ class TeacherPass:
         needs_logits: bool,
         image_shape: tuple[int, int, int],
         execution: Execution,
+        threads: int = 1,
     ) -> None:
-        self._execution, self._needs_logits = execution, needs_logits
-        self._layers = tuple(dict.fromkeys(layers))
-        network = folded(teacher, image_shape, self._layers) if execution.fold_teacher else frozen(teacher)
-        self._network = network.to(execution.place).to(memory_format=torch.channels_last)
-        self._taps: LayerTaps[Tensor] = LayerTaps(self._network, self._layers, _kept)
+        layers = tuple(dict.fromkeys(layers))
+        network = folded(teacher, image_shape, layers) if execution.fold_teacher else frozen(teacher)
+        network = network.to(execution.place).to(memory_format=torch.channels_last)
         if execution.precision == "bf16":
-            _store_bf16(self._network)
-        self._stop = None if needs_logits else _Stop(self._network, self._taps, self._layers, image_shape, execution)
-        if execution.compile != "off" and needs_logits:
-            # A network that is left in the middle cannot be compiled.
-            self._network.compile(mode=None if execution.compile == "default" else execution.compile)
+            _store_bf16(network)
+        self._idle: SimpleQueue[_Runner] = SimpleQueue()
+        for copy in [network, *(twin(network) for _ in range(threads - 1))]:
+            self._idle.put(_Runner(copy, layers, needs_logits, image_shape, execution))
 
     def __call__(self, images: Tensor) -> TeacherOutputs:
+        """Images [B, C, H, W] → what is read."""
+        runner = self._idle.get()
+        try:
+            return runner.run(images)
+        finally:
+            self._idle.put(runner)
+
+
+class _Runner:
+    """One network with its taps, which one thread at a time runs."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        layers: tuple[str, ...],
+        needs_logits: bool,
+        image_shape: tuple[int, int, int],
+        execution: Execution,
+    ) -> None:
+        self._network, self._layers, self._execution = network, layers, execution
+        self._taps: LayerTaps[Tensor] = LayerTaps(network, layers, _kept)
+        self._stop = None if needs_logits else _Stop(network, self._taps, layers, image_shape, execution)
+        # A network that is left in the middle cannot be compiled.
+        self._compiled = execution.compile != "off" and needs_logits
+        if self._compiled:
+            network.compile(mode=None if execution.compile == "default" else execution.compile)
+
+    def run(self, images: Tensor) -> TeacherOutputs:
         """Images [B, C, H, W] → what is read."""
         with torch.inference_mode(), self._execution.autocast():
             logits = self._network(images) if self._stop is None else self._stop.run(images)
         features = dict(zip(self._layers, self._taps.take(), strict=True))
-        return TeacherOutputs(_kept("logits", logits) if self._needs_logits else None, features)
+        if self._compiled:
+            # What compiled code gives, taps in it included, is of inference mode, or a CUDA graph's, for its next run.
+            features = {path: _kept(path, feature) for path, feature in features.items()}
+        return TeacherOutputs(_kept("logits", logits) if self._stop is None else None, features)
 
 
 def _kept(_path: str, output: Tensor) -> Tensor:

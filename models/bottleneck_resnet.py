@@ -36,7 +36,7 @@ class Bottleneck(nn.Module):
         out = torch.relu(self.bn1(self.conv1(x)))
         out = torch.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
-        return torch.relu(out + self.shortcut(x))
+        return torch.relu_(out + self.shortcut(x))
 
 
 class BottleneckResNet(nn.Module):

@@ -21,6 +21,12 @@ def frozen(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).eval().requires_grad_(False)
 
 
+def twin(model: nn.Module) -> nn.Module:
+    """A copy of a frozen network with the very same parameters and buffers, for another thread to run."""
+    same = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, same)
+
+
 def folded(model: nn.Module, image_shape: tuple[int, int, int], tapped: Sequence[str] = ()) -> nn.Module:
     """A frozen copy of a network that gives the same outputs by fewer operations.
 
@@ -77,7 +83,6 @@ def _pairs(network: nn.Module, image_shape: tuple[int, int, int], tapped: Sequen
     """Each convolution and the batch norm that alone reads it."""
     convolutions = [module for module in network.modules() if _plain_convolution(module)]
     norms = [module for module in network.modules() if _plain_norm(module)]
-    runs: Counter[nn.Module] = Counter()
     made_by: dict[int, nn.Module] = {}
     read_by: dict[nn.Module, nn.Module] = {}
     # Held, so that none of them gives its identity to a later tensor.
@@ -85,12 +90,10 @@ def _pairs(network: nn.Module, image_shape: tuple[int, int, int], tapped: Sequen
     seen: set[int] = set()
 
     def after_convolution(module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        runs[module] += 1
         kept.append(output)
         made_by[id(output)] = module
 
     def before_norm(module: nn.Module, inputs: Any) -> None:
-        runs[module] += 1
         if inputs and id(inputs[0]) in made_by:
             read_by[made_by[id(inputs[0])]] = module
 
@@ -118,9 +121,9 @@ def _pairs(network: nn.Module, image_shape: tuple[int, int, int], tapped: Sequen
         (convolution, norm)
         for identity, convolution in made_by.items()
         if (norm := read_by.get(convolution)) is not None
-        and runs[convolution] == runs[norm] == 1
         and uses.count[identity] == 1
         and identity not in seen
+        # So both ran once, too.
         and all(uses.count[id(tensor)] <= 1 for module in (convolution, norm) for tensor in _tensors(module))
     ]
 

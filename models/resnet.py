@@ -30,7 +30,7 @@ class BasicBlock(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        return torch.relu(out + shortcut)
+        return torch.relu_(out + shortcut)
 
 
 class CifarResNet(nn.Module):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, overload
 
+import torch
 from torch import Tensor, nn
 
 from .errors import InputError, nearest
@@ -65,7 +66,10 @@ class LayerTaps(Generic[T]):
         def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
             feature = feature_map(output, path, gives_channels_last(module))
             if self._read is None:
-                self._kept[path], self._versions[path] = feature, _version(feature)
+                self._kept[path] = feature
+                # Compiled code knows no versions; the eager pass before it has shown what the network writes over.
+                if not torch.compiler.is_compiling():
+                    self._versions[path] = _version(feature)
             else:
                 self._kept[path] = self._read(path, feature)
 
@@ -82,13 +86,14 @@ class LayerTaps(Generic[T]):
             if path not in self._kept:
                 ran = [p for p in self._paths if p in self._kept]
                 raise InputError(f"the layer {path!r} did not run in the forward pass; {nearest_paths(path, ran)}")
-            if self._read is None and _version(self._kept[path]) != self._versions[path]:
+            if path in self._versions and _version(self._kept[path]) != self._versions[path]:
                 raise InputError(
                     f"the network writes over what the layer {path!r} gives; choose the layer that contains it, "
                     "or the one after it"
                 )
         kept = [self._kept[path] for path in self._paths]
         self._kept.clear()
+        self._versions.clear()
         return kept
 
     def close(self) -> None:

@@ -4,7 +4,9 @@ import torch
 from hintsearch.distill.batches import DeviceImages
 from hintsearch.distill.data import ImageSet
 from hintsearch.distill.evaluation import evaluate
+from hintsearch.distill.execution import Execution
 from hintsearch.models.preprocessing import Preprocessing
+from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor, nn
 
 
@@ -55,3 +57,45 @@ def test_no_gradient_is_tracked(data: DeviceImages) -> None:
     model.register_forward_hook(lambda _module, _inputs, logits: tracked.append(logits.requires_grad))
     evaluate(model, data, 2)
     assert tracked == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("labels", "predicted"),
+    [
+        ([0, 1, 2, 3, 3, 3, 0], [0, 1, 2, 3, 0, 3, 1]),
+        # No image of class 3, none of class 2 but predicted, none predicted of class 1.
+        ([0, 1, 0, 1, 0], [0, 0, 2, 2, 0]),
+        ([3, 3], [3, 3]),
+        ([0, 0], [1, 2]),
+    ],
+    ids=["all classes", "some absent", "one class", "none right"],
+)
+@pytest.mark.parametrize("batch_size", [1, 100])
+def test_macro_f1_is_that_of_scikit_learn(labels: list[int], predicted: list[int], batch_size: int) -> None:
+    pixels = 255 * np.eye(4, dtype=np.uint8)[predicted].reshape(-1, 1, 1, 4)
+    images = ImageSet(pixels, np.array(labels, dtype=np.int64))
+    data = DeviceImages(images, Preprocessing((0.0,), (1.0,)), torch.device("cpu"))
+    found = evaluate(ReadsLogits(), data, batch_size)
+    assert found["macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro"))
+    assert found["accuracy"] == pytest.approx(accuracy_score(labels, predicted))
+
+
+def test_teacher_is_evaluated_on_what_it_takes(data: DeviceImages) -> None:
+    inverted = Preprocessing((1.0,), (-1.0,))
+    both = DeviceImages(
+        ImageSet(data.images.numpy(), data.labels.numpy()), Preprocessing((0.0,), (1.0,)), data.device, inverted
+    )
+    only = DeviceImages(ImageSet(data.images.numpy(), data.labels.numpy()), inverted, data.device)
+    assert evaluate(ReadsLogits(), both, 2) == evaluate(ReadsLogits(), data, 2)
+    assert evaluate(ReadsLogits(), both, 2, as_teacher=True) == evaluate(ReadsLogits(), only, 2)
+    assert evaluate(ReadsLogits(), only, 2) != evaluate(ReadsLogits(), data, 2)
+
+
+def test_network_is_evaluated_in_the_precision(data: DeviceImages) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3, 3))
+    given: list[torch.dtype] = []
+    model.register_forward_hook(lambda _module, _inputs, logits: given.append(logits.dtype))
+    exact = evaluate(model, data, 5)
+    rounded = evaluate(model, data, 5, Execution(precision="bf16"))
+    assert given == [torch.float32, torch.bfloat16]
+    assert rounded["loss"] == pytest.approx(exact["loss"], rel=0.02)

@@ -48,12 +48,11 @@ def test_step_falls_by_its_factor_after_each_share_of_the_rung(rungs: tuple[int,
         assert found == pytest.approx([1, decay, decay, decay**2])
 
 
-# 0.3 · 10 is below 3 in binary, and 0.7 · 10 is not above 7 only by luck.
-@pytest.mark.parametrize("epochs", [10, 30, 100, 170, 240])
-def test_step_falls_at_the_very_epoch(epochs: int) -> None:
-    recipe = Recipe(lr=1.0, schedule="step", milestones=(0.1, 0.3, 0.6, 0.7, 0.9), decay=0.5)
-    falls = [e for e in range(1, epochs) if recipe.learning_rate((epochs,), e) < recipe.learning_rate((epochs,), e - 1)]
-    assert falls == [epochs * tenths // 10 for tenths in (1, 3, 6, 7, 9)]
+def test_step_falls_at_the_very_epoch() -> None:
+    # In binary 0.07 · 100, 0.14 · 100, 0.28 · 100 and 0.55 · 100 are a hair above the whole number, 0.29 · 100 below.
+    recipe = Recipe(lr=1.0, schedule="step", milestones=(0.07, 0.14, 0.28, 0.29, 0.55), decay=0.5)
+    rates = [recipe.learning_rate((100,), epoch) for epoch in range(100)]
+    assert [epoch for epoch in range(1, 100) if rates[epoch] < rates[epoch - 1]] == [7, 14, 28, 29, 55]
 
 
 @pytest.mark.parametrize(("model", "lr"), [("resnet20", 0.05), ("vgg8", 0.05), ("MobileNetV2", 0.01)])
@@ -61,8 +60,8 @@ def test_preset_of_the_field_for_cifar(model: str, lr: float) -> None:
     # RepDistiller: 240 epochs, batches of 64, SGD of momentum 0.9 and weight decay 5e-4, ÷10 at 150, 180 and 210.
     preset = PRESETS.get("cifar_240")
     recipe = preset.recipe_of(model)
-    rates = [recipe.learning_rate((preset.epochs,), epoch) for epoch in (0, 149.99, 150, 180, 210, 239.99)]
-    assert rates == pytest.approx([lr, lr, lr / 10, lr / 100, lr / 1000, lr / 1000])
+    rates = [recipe.learning_rate((preset.epochs,), epoch) for epoch in (0, 149, 150, 179, 180, 209, 210, 239)]
+    assert rates == pytest.approx([lr, lr, lr / 10, lr / 10, lr / 100, lr / 100, lr / 1000, lr / 1000])
     assert (recipe.momentum, recipe.nesterov, recipe.weight_decay, recipe.batch_size) == (0.9, False, 5e-4, 64)
     assert recipe.augmentation == Augmentation(crop_padding=4, flip=True)
 
@@ -71,8 +70,8 @@ def test_preset_of_the_field_for_imagenet() -> None:
     # torchvision's resnets: 100 epochs, batches of 256, ÷10 every 30 epochs, weight decay 1e-4.
     preset = PRESETS.get("imagenet_100")
     recipe = preset.recipe_of("resnet20")
-    rates = [recipe.learning_rate((preset.epochs,), epoch) for epoch in (0, 29, 30, 60, 90, 99)]
-    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001, 0.0001, 0.0001])
+    rates = [recipe.learning_rate((preset.epochs,), epoch) for epoch in (0, 29, 30, 59, 60, 89, 90, 99)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 0.0001, 0.0001])
     assert (recipe.weight_decay, recipe.batch_size, recipe.nesterov) == (1e-4, 256, False)
     assert recipe.augmentation.min_crop_area == 0.08
 

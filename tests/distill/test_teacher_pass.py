@@ -12,6 +12,7 @@ from hintsearch.models.errors import InputError
 from hintsearch.models.folding import frozen
 from hintsearch.models.weights import weights_sha256
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 IMAGE = (1, 8, 8)
 LAYERS = ("layer3.0", "bn1", "layer1.0", "conv1")
@@ -81,6 +82,26 @@ def test_logits_and_features_are_those_of_a_plain_pass(teacher: nn.Module, batch
     for name, ours in {"logits": found.logits, **found.features}.items():
         largest = float(expected[name].abs().max())
         torch.testing.assert_close(ours, expected[name], rtol=1e-5, atol=1e-5 * largest)
+
+
+class NormsCounted(TorchDispatchMode):
+    """Counts batch-norm operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += "batch_norm" in func.overloadpacket.__name__
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("fold", "left"), [(True, 0), (False, 9)])
+def test_folded_teacher_computes_no_batch_norm(teacher: nn.Module, batches: list[Batch], fold: bool, left: int) -> None:
+    teacher_pass = TeacherPass(teacher, ("layer1.0",), True, IMAGE, Execution(fold_teacher=fold))
+    with NormsCounted() as norms:
+        teacher_pass(batches[0].images)
+    assert norms.count == left
 
 
 @pytest.mark.parametrize("name", HINT_LOSSES.names())

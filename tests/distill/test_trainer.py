@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hintsearch.distill.batches import Augmentation, DeviceImages
@@ -17,9 +18,11 @@ from hintsearch.distill.recipe import Recipe
 from hintsearch.distill.teacher_pass import TeacherPass
 from hintsearch.distill.trainer import EpochResult, NonFiniteLossError, Seeds, TeacherNetwork, Trainer
 from hintsearch.models.errors import InputError
+from hintsearch.models.preprocessing import Preprocessing
 from hintsearch.models.weights import weights_sha256
 from hintsearch.models.zoo import ModelSpec, build_model
-from torch import nn
+from sklearn.utils.class_weight import compute_class_weight
+from torch import Tensor, nn
 
 STUDENT = ModelSpec("resnet8", 3, 1, width=0.25)
 RECIPE = Recipe(lr=0.1, batch_size=16, crop_padding=1)
@@ -244,6 +247,35 @@ def test_resumed_run_is_the_undisturbed_one(make_trainer: MakeTrainer, tmp_path:
     assert resumed.normalisers == undisturbed.normalisers
 
 
+def test_everything_that_a_recipe_has_resumes_exactly(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, ema_decay=0.9, clip_norm=0.5, label_smoothing=0.1, class_weights="balanced")
+    changes = {"recipe": recipe, "execution": Execution(precision="bf16")}
+    expected = trained(make_trainer(**changes))
+    interrupted = make_trainer(**changes)
+    before = [next(interrupted.epochs())]
+    interrupted.save_checkpoint(tmp_path / "checkpoint.pt")
+    resumed = make_trainer(**changes)
+    resumed.load_checkpoint(tmp_path / "checkpoint.pt")
+    after, weights = trained(resumed)
+    assert (figures(before) + after, weights) == expected
+
+
+@pytest.mark.parametrize("content", [b"", b"damaged", b"PK\x03\x04"])
+def test_damaged_checkpoint_is_an_error_naming_it(make_trainer: MakeTrainer, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(content)
+    with pytest.raises(
+        InputError, match=r"checkpoint.pt cannot be read as a checkpoint \(.+\); start the training anew"
+    ):
+        make_trainer().load_checkpoint(path)
+
+
+def test_checkpoint_of_another_version_is_an_error(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    torch.save({"version": 1, "epoch": 3}, tmp_path / "checkpoint.pt")
+    with pytest.raises(InputError, match=r"checkpoint.pt has version 1, but must have 2; start the training anew"):
+        make_trainer().load_checkpoint(tmp_path / "checkpoint.pt")
+
+
 def test_checkpoint_does_not_disturb_the_run(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     trainer = make_trainer()
     found = []
@@ -307,3 +339,151 @@ def test_refused_configuration_is_an_error_naming_the_term(make_trainer: MakeTra
     hints = HintConfiguration(pairs=(HintPair("0", "0", "at", 1.0),))
     with pytest.raises(InputError, match="the hint loss at of 0 → 0 is 0 at the start"):
         make_trainer(student=spec, hints=hints, teacher=TeacherNetwork(build_model(spec)))
+
+
+def test_student_begins_from_given_weights(make_trainer: MakeTrainer) -> None:
+    start = make_trainer(seeds=Seeds(1, 9)).student.state_dict()
+    for changes in ({}, {"hints": None, "teacher": None}, {"recipe": replace(RECIPE, ema_decay=0.5)}):
+        assert initial(make_trainer(start=start, **changes)) == weights_sha256(start)
+
+
+def test_start_decides_the_student_and_the_init_seed_its_adapters(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    adapters = []
+    for number, start in enumerate((None, make_trainer(seeds=Seeds(1, 9)).student.state_dict())):
+        make_trainer(start=start).save_checkpoint(tmp_path / f"{number}.pt")
+        whole = torch.load(tmp_path / f"{number}.pt", weights_only=True)["students"][0]["whole"]
+        adapters.append(whole["hint_losses.0.regressor.weight"])
+    assert torch.equal(adapters[0], adapters[1])
+
+
+def test_start_that_does_not_fit_is_an_error(make_trainer: MakeTrainer) -> None:
+    start = build_model(replace(STUDENT, width=0.5)).state_dict()
+    with pytest.raises(
+        InputError, match=r"the weights of the start of resnet8 do not fit CifarResNet: conv1.weight is"
+    ):
+        make_trainer(start=start)
+
+
+def step_by_step(make_trainer: MakeTrainer, steps: int, **recipe: Any) -> tuple[Trainer, list[dict[str, Tensor]]]:
+    """A trainer of one step an epoch without a teacher, and what it would export before and after each step."""
+    one_step = Recipe(lr=0.1, momentum=0.0, weight_decay=0.0, batch_size=60, schedule="step", milestones=())
+    trainer = make_trainer(rungs=(steps,), recipe=replace(one_step, **recipe), hints=None, teacher=None)
+    states = [copy.deepcopy(trainer.student.state_dict())]
+    states += [copy.deepcopy(trainer.student.state_dict()) for _ in trainer.epochs()]
+    return trainer, states
+
+
+def test_moving_average_of_the_steps_is_what_is_exported(make_trainer: MakeTrainer) -> None:
+    _, states = step_by_step(make_trainer, 3)
+    _, averages = step_by_step(make_trainer, 3, ema_decay=0.75)
+    for name, average in averages[-1].items():
+        if average.is_floating_point():
+            expected = sum(share * state[name] for share, state in zip((27, 9, 12, 16), states, strict=True)) / 64
+            torch.testing.assert_close(average, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_moving_average_is_what_is_validated(make_trainer: MakeTrainer, splits: DataSplits) -> None:
+    trainer = make_trainer(rungs=(1,), recipe=replace(RECIPE, ema_decay=0.9))
+    (result,) = trainer.epochs()
+    data = DeviceImages(splits.validation, splits.preprocessing, torch.device("cpu"))
+    assert result.metrics["val_loss"] == pytest.approx(evaluate(trainer.student, data, 30)["loss"], rel=1e-5)
+
+
+def test_step_is_no_longer_than_the_clipped_gradient(make_trainer: MakeTrainer) -> None:
+    trainer, (before, after) = step_by_step(make_trainer, 1, clip_norm=0.01)
+    names = [name for name, _ in trainer.student.named_parameters()]
+    step = torch.cat([(after[name] - before[name]).double().flatten() for name in names])
+    # The learning rate is 0.1, and the gradient of a network that has learned nothing is longer.
+    assert float(step.norm()) == pytest.approx(0.1 * 0.01, rel=1e-3)
+
+
+def test_limit_above_every_gradient_changes_nothing(make_trainer: MakeTrainer) -> None:
+    assert trained(make_trainer(recipe=replace(RECIPE, clip_norm=1e6))) == trained(make_trainer())
+
+
+def test_adapters_count_for_the_clipped_norm(make_trainer: MakeTrainer) -> None:
+    hints = HintConfiguration(pairs=PAIRS[:1], classification_weight=0.0)
+    recipe = Recipe(lr=1.0, momentum=0.0, weight_decay=0.0, batch_size=60, clip_norm=0.01)
+    trainer = make_trainer(rungs=(1,), hints=hints, recipe=recipe)
+    before = copy.deepcopy(list(trainer.student.parameters()))
+    list(trainer.epochs())
+    steps = [
+        (ours - theirs).double().flatten() for ours, theirs in zip(trainer.student.parameters(), before, strict=True)
+    ]
+    # The rest of the gradient is the adapter's.
+    assert 0.0001 < torch.cat(steps).norm().item() < 0.0099
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("balanced", [True, False])
+def test_classes_are_weighted_and_labels_smoothed_as_the_recipe_says(
+    make_trainer: MakeTrainer, splits: DataSplits, smoothing: float, balanced: bool
+) -> None:
+    train = splits.train.subset(np.flatnonzero((splits.train.labels < 2) | (np.arange(60) < 12)))
+    recipe = Recipe(lr=0.0, batch_size=60, crop_padding=0, flip=False, label_smoothing=smoothing)
+    recipe = replace(recipe, class_weights="balanced" if balanced else "none")
+    changes: dict[str, Any] = {"splits": replace(splits, train=train), "recipe": recipe, "rungs": (1,)}
+    trainer = make_trainer(**changes, hints=None, teacher=None)
+    (result,) = trainer.epochs()
+    weights = compute_class_weight("balanced", classes=np.arange(3), y=train.labels) if balanced else np.ones(3)
+    (batch,) = DeviceImages(train, splits.preprocessing, torch.device("cpu")).in_order(60)
+    with torch.no_grad():
+        expected = nn.functional.cross_entropy(
+            trainer.student.train()(batch.images),
+            batch.labels,
+            torch.tensor(weights).float(),
+            label_smoothing=smoothing,
+        )
+    assert result.metrics["loss_classification"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_teacher_may_take_images_of_another_size(
+    make_trainer: MakeTrainer, splits: DataSplits, teacher: nn.Module
+) -> None:
+    hints = replace(HINTS, pairs=PAIRS[1:])
+    preprocessing = Preprocessing((0.2,), (0.5,), (16, 16))
+    trainer = make_trainer(
+        hints=hints, recipe=replace(RECIPE, batch_size=60), teacher=TeacherNetwork(teacher, preprocessing)
+    )
+    whole = HintedStudent(trainer.student, hints, teacher, splits.image_shape).train()
+    taught = TeacherPass(teacher, whole.teacher_layers, True, (1, 16, 16), Execution())
+    (batch,) = DeviceImages(splits.train, splits.preprocessing, torch.device("cpu")).in_order(60)
+    pixels = torch.from_numpy(splits.train.read(np.arange(60))).float()
+    larger = nn.functional.interpolate(pixels, (16, 16), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        expected = whole.terms(batch, taught((larger / 255 - 0.2) / 0.5)).hints
+    assert trainer.normalisers == pytest.approx(expected.tolist(), rel=1e-4)
+    assert all(math.isfinite(result.metrics["train_loss"]) for result in trainer.epochs())
+
+
+def test_teacher_may_take_images_of_its_own_size_only(make_trainer: MakeTrainer) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Flatten(), nn.Linear(4 * 16 * 16, 3))
+    hints = HintConfiguration(pairs=(HintPair("0", "layer1.0", "at", 1.0),), logit_weight=1.0)
+    teacher = TeacherNetwork(network, Preprocessing((0.5,), (0.25,), (16, 16)))
+    (result,) = make_trainer(hints=hints, teacher=teacher, rungs=(1,)).epochs()
+    assert math.isfinite(result.metrics["train_loss"])
+
+
+def test_student_may_take_images_of_another_size(make_trainer: MakeTrainer, splits: DataSplits) -> None:
+    preprocessing = Preprocessing((0.2,), (0.5,), (4, 6))
+    trainer = make_trainer(student=replace(STUDENT, preprocessing=preprocessing), rungs=(1,))
+    sizes: set[tuple[int, ...]] = set()
+    trainer.student.register_forward_pre_hook(lambda _module, inputs: sizes.add(tuple(inputs[0].shape[1:])))
+    (result,) = trainer.epochs()
+    assert sizes == {(1, 4, 6)}
+    data = DeviceImages(splits.validation, preprocessing, torch.device("cpu"))
+    assert result.metrics["val_loss"] == pytest.approx(evaluate(trainer.student, data, 30)["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_hint_loss_reads_the_teacher_before_it_is_folded(
+    make_trainer: MakeTrainer, teacher: nn.Module, scales_loss: str, fold: bool
+) -> None:
+    hints = HintConfiguration(pairs=(HintPair("layer1.0", "layer1.0", scales_loss, 1.0),))
+    normalisers = []
+    for factor in (1.0, 3.0):
+        for norm in ("bn1", "bn2"):
+            nn.init.constant_(teacher.get_parameter(f"layer1.0.{norm}.weight"), factor)
+        trainer = make_trainer(hints=hints, execution=Execution(fold_teacher=fold))
+        normalisers.append(trainer.normalisers[0])
+    assert normalisers[1] == pytest.approx(3 * normalisers[0])

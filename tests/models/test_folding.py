@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 from hintsearch.models.errors import InputError
-from hintsearch.models.folding import folded, frozen
+from hintsearch.models.folding import folded, frozen, twin
 from hintsearch.models.taps import LayerTaps
 from hintsearch.models.weights import weights_sha256
 from hintsearch.models.zoo import ModelSpec, build_model
@@ -153,6 +153,16 @@ def test_given_network_is_left_as_it_was(make: Callable[[nn.Module], nn.Module])
     assert all(module.training and not module._forward_hooks for module in network.modules())
     assert all(parameter.requires_grad for parameter in network.parameters())
     assert (folds(network), norms(network)) == (set(), 9)
+
+
+def test_twin_shares_every_tensor_but_no_module() -> None:
+    network = folded(zoo("resnet8"), IMAGE)
+    same = twin(network)
+    assert torch.equal(outputs(same), outputs(network))
+    ours, theirs = network.state_dict(keep_vars=True), same.state_dict(keep_vars=True)
+    assert ours.keys() == theirs.keys()
+    assert all(tensor is theirs[name] for name, tensor in ours.items())
+    assert not set(network.modules()) & set(same.modules())
 
 
 def test_folding_leaves_the_global_generator_as_it_was() -> None:
@@ -356,6 +366,11 @@ class ScaledConv2d(nn.Conv2d):
         return super()._conv_forward(x, 2 * weight, bias)
 
 
+class ActivatedConv2d(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
 class ActivatedNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).relu()
@@ -365,7 +380,7 @@ def normed(*args: Any, **more: Any) -> nn.Module:
     return parametrizations.weight_norm(nn.Conv2d(*args, **more))
 
 
-@pytest.mark.parametrize("convolution", [StandardisedConv2d, ScaledConv2d, normed, nn.ConvTranspose2d])
+@pytest.mark.parametrize("convolution", [StandardisedConv2d, ScaledConv2d, ActivatedConv2d, normed, nn.ConvTranspose2d])
 def test_convolution_of_another_kind_is_left(convolution: Any) -> None:
     assert_not_folded(unit(convolution=convolution))
 
