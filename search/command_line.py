@@ -224,10 +224,10 @@ def distill(
     if student is not None and content.student.start:
         view.say(f"{student} starts from random weights: those of the exported student are another network's.")
     precision = distill_execution(content).precision
-    if precision != content.training.precision:
-        view.say(
-            f"The exporting trial computed in {content.training.precision}, which this machine has not: {precision}."
-        )
+    missing = (
+        "" if precision == content.training.precision else "; this machine has no fast bf16, in which the trial was"
+    )
+    view.say(f"Training in {precision}{missing}.")
     epochs = content.training.rungs[-1]
     if preset is not None:
         epochs = PRESETS.get(preset).epochs

@@ -56,8 +56,8 @@ def prepare_teacher(study: Study, splits: DataSplits, view: View, address: str |
     teacher = find_teacher(study, splits)
     trained = teacher is None
     if teacher is None:
-        with ray_session(address), view.network_training(f"the teacher {study.teacher.model}") as on_epoch:
-            teacher = train_teacher(study, splits, on_epoch)
+        with ray_session(address), view.network_training(f"the teacher {study.teacher.model}") as report:
+            teacher = train_teacher(study, splits, report)
     view.teacher(teacher, trained)
     return teacher
 
@@ -99,8 +99,8 @@ def with_similarity(preparation: Preparation, study: Study, view: View, address:
             study, (*ours, *preparation.student), len(splits.train), splits.classes, SIMILARITY_METRICS
         )
         with ray_session(address):
-            with view.network_training(f"the student {study.student.model} by logits alone") as on_epoch:
-                student = train_reference_student(study, teacher, splits, on_epoch)
+            with view.network_training(f"the student {study.student.model} by logits alone") as report:
+                student = train_reference_student(study, teacher, splits, report)
             view.layer_plan(layer_pass, count_actors(study.layers.actors, len(layer_pass.plan.chunks)))
             with view.layer_pass("measuring teacher and student side by side", layer_pass.plan.images) as progress:
                 similarity = compute_similarity(

@@ -29,7 +29,7 @@ from .places import cache_folder
 from .specs import student_spec
 from .study import Study
 from .teacher import TRAINING_VERSION, Teacher, start_weights
-from .training import OnEpoch, TrainingTask, train_on_cluster
+from .training import TrainingReport, TrainingTask, train_on_cluster
 
 # What the pass over both networks is for.
 SIMILARITY_METRICS = ("cka_linear",)
@@ -53,7 +53,7 @@ def cached_similarity(study: Study, teacher: Teacher, splits: DataSplits) -> Mat
 
 
 def train_reference_student(
-    study: Study, teacher: Teacher, splits: DataSplits, on_epoch: OnEpoch | None = None
+    study: Study, teacher: Teacher, splits: DataSplits, report: TrainingReport | None = None
 ) -> TrainedNetwork:
     """Trains the student by logits alone; Ray must be running.
 
@@ -61,10 +61,10 @@ def train_reference_student(
         study: its space, recipe and budget are used.
         teacher: what the student learns from.
         splits: training and validation images.
-        on_epoch: called with each epoch's figures and the number of epochs.
+        report: where the training reports to.
     """
     task = _student_task(study, teacher, splits)
-    return TrainedNetwork(task.spec, as_arrays(train_on_cluster(task, splits, study.resources, on_epoch)))
+    return TrainedNetwork(task.spec, as_arrays(train_on_cluster(task, splits, study.resources, report)))
 
 
 def compute_similarity(

@@ -24,7 +24,7 @@ from .networks import TrainedNetwork, as_arrays
 from .places import cache_folder, cached_teacher_path
 from .specs import teacher_spec
 from .study import PRETRAINED, ModelSection, Study
-from .training import OnEpoch, TrainingTask, train_on_cluster
+from .training import TrainingReport, TrainingTask, train_on_cluster
 
 # Part of the cache key: a teacher of an older trainer is another teacher.
 TRAINING_VERSION = 2
@@ -98,13 +98,13 @@ def start_weights(study: Study) -> StateDict | None:
     return given_weights(study.student)[0] if study.student.checkpoint else None
 
 
-def train_teacher(study: Study, splits: DataSplits, on_epoch: OnEpoch | None = None) -> Teacher:
+def train_teacher(study: Study, splits: DataSplits, report: TrainingReport | None = None) -> Teacher:
     """Trains the study's teacher on the cluster and puts it into the cache; Ray must be running.
 
     Args:
         study: its teacher section is used.
         splits: training and validation images.
-        on_epoch: called with each epoch's figures and the number of epochs.
+        report: where the training reports to.
 
     Raises:
         InputError: the trained teacher is no better than twice chance.
@@ -112,7 +112,7 @@ def train_teacher(study: Study, splits: DataSplits, on_epoch: OnEpoch | None = N
     spec = teacher_spec(study, splits)
     epochs = study.teacher.recipe.epochs
     task = TrainingTask(spec, study.teacher.recipe.recipe(), (epochs,), Seeds(study.seed, study.seed))
-    weights = train_on_cluster(task, splits, study.resources, on_epoch)
+    weights = train_on_cluster(task, splits, study.resources, report)
     path = cached_teacher_path(weights_sha256(weights))
     teacher = _ready(study, weights, path, splits)
     save_weights(path, weights)

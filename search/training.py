@@ -22,6 +22,19 @@ OnEpoch = Callable[[EpochResult, int], None]
 
 
 @dataclass(frozen=True)
+class TrainingReport:
+    """Where a training reports to.
+
+    Attributes:
+        on_epoch: takes each epoch's figures and the number of epochs.
+        on_precision: takes the precision in which the worker computes, and why.
+    """
+
+    on_epoch: OnEpoch
+    on_precision: Callable[[str, str], None]
+
+
+@dataclass(frozen=True)
 class TrainingTask:
     """What to train.
 
@@ -45,7 +58,7 @@ class TrainingTask:
 
 
 def train_on_cluster(
-    task: TrainingTask, splits: DataSplits, resources: ResourcesSection, on_epoch: OnEpoch | None = None
+    task: TrainingTask, splits: DataSplits, resources: ResourcesSection, report: TrainingReport | None = None
 ) -> StateDict:
     """Trains a network as one Ray task with the resources of a trial; Ray must be running.
 
@@ -53,7 +66,7 @@ def train_on_cluster(
         task: what to train.
         splits: training and validation images.
         resources: of a study.
-        on_epoch: called with each epoch's figures and the number of epochs.
+        report: where it reports to.
 
     Returns:
         Its weights after the last epoch.
@@ -67,8 +80,11 @@ def train_on_cluster(
     for reference in remote.remote(ray.put(task), ray.put(splits), resources, gpus > 0):
         item = ray.get(reference)
         if isinstance(item, EpochResult):
-            if on_epoch:
-                on_epoch(item, task.rungs[-1])
+            if report:
+                report.on_epoch(item, task.rungs[-1])
+        elif isinstance(item, tuple):
+            if report:
+                report.on_precision(*item)
         else:
             weights = {name: torch.from_numpy(array.copy()) for name, array in item.items()}
     return weights
@@ -76,9 +92,10 @@ def train_on_cluster(
 
 def _train(
     task: TrainingTask, splits: DataSplits, resources: ResourcesSection, on_gpu: bool
-) -> Iterator[EpochResult | dict[str, NDArray[Any]]]:
+) -> Iterator[tuple[str, str] | EpochResult | dict[str, NDArray[Any]]]:
     torch.set_num_threads(resources.cpus_per_trial)
-    execution, _ = local_execution(resources, on_gpu)
+    execution, why = local_execution(resources, on_gpu)
+    yield execution.precision, why
     trainer = Trainer(
         task.spec,
         splits,

@@ -23,6 +23,7 @@ from .export import HintFile, load_hints
 from .layers import LayerPass, Layers
 from .retrain import RetrainedStudent
 from .teacher import Teacher
+from .training import TrainingReport
 
 # Tables are wider than the 80 columns that a pipe or a log file is taken to have.
 WIDTH_WITHOUT_TERMINAL = 150
@@ -66,7 +67,7 @@ class View:
             print(json.dumps(content, default=str))
 
     @contextmanager
-    def network_training(self, what: str) -> Iterator[Callable[[EpochResult, int], None]]:
+    def network_training(self, what: str) -> Iterator[TrainingReport]:
         """A progress bar over the epochs of a network that is trained before the search."""
         with self._progress("epochs") as progress:
             task = progress.add_task(f"training {what}", total=None)
@@ -74,7 +75,7 @@ class View:
             def on_epoch(result: EpochResult, epochs: int) -> None:
                 progress.update(task, completed=result.epoch, total=epochs)
 
-            yield on_epoch
+            yield TrainingReport(on_epoch, lambda precision, why: self.say(f"Training {what} in {precision} ({why})."))
 
     def layer_plan(self, layer_pass: LayerPass, actors: int) -> None:
         """What the layer pass will read and take, before it starts."""
