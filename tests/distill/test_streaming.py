@@ -193,7 +193,9 @@ def test_abandoned_epoch_leaves_no_thread(folder: Path, end: str) -> None:
 
 
 STREAMING = """
-import sys, time, torch
+import signal, sys, time, torch
+# A shell's background processes start with it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from hintsearch.distill.batches import Augmentation
 from hintsearch.distill.image_folders import read_image_folder

@@ -189,7 +189,12 @@ def test_published_weights_cannot_run_code(torch_cache: Path) -> None:
         pretrained_weights("torchvision:resnet18")
 
 
-def test_weights_of_torchvision_without_a_network_are_an_error(torch_cache: Path) -> None:
+def test_weights_of_torchvision_without_a_network_are_an_error(
+    torch_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nobody listens there, whatever network the machine has.
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "")
     with pytest.raises(InputError) as caught:
         pretrained_weights("torchvision:resnet18")
     assert str(caught.value) == (

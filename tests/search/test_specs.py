@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-import ray
 from hintsearch.distill.execution import Execution, best_precision
 from hintsearch.models.errors import InputError
 from hintsearch.models.libraries import pretrained_preprocessing
@@ -75,9 +74,6 @@ def test_precision_of_the_study_is_kept(precision: str) -> None:
     assert local_execution(resources, on_gpu=False)[0] == Execution("cpu", precision, "default")
 
 
+@pytest.mark.usefixtures("shared_ray")
 def test_trials_compute_as_the_worker_that_gets_their_resources_says() -> None:
-    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-    try:
-        assert trial_execution(ResourcesSection()) == local_execution(ResourcesSection(), on_gpu=False)
-    finally:
-        ray.shutdown()
+    assert trial_execution(ResourcesSection()) == local_execution(ResourcesSection(), on_gpu=False)
