@@ -50,7 +50,12 @@ def _read_npz(path: Path) -> ImageSet:
         raise InputError(
             f"{path}: images are {images.dtype} {list(images.shape)}, but must be uint8 [N, H, W] or [N, H, W, C]"
         )
-    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer) or labels.min(initial=0) < 0:
+    if labels.shape == (len(images),) and np.issubdtype(labels.dtype, np.integer) and labels.min(initial=0) < 0:
+        first = int(np.flatnonzero(labels < 0)[0])
+        raise InputError(
+            f"{path}: the label of image {first} is {labels[first]}, but labels start at 0; number them anew"
+        )
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise InputError(
             f"{path}: labels are {labels.dtype} {list(labels.shape)}, but must be {len(images)} integers from 0"
         )

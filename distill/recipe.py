@@ -34,7 +34,7 @@ class Recipe:
             exported; 0: none.
 
     Raises:
-        InputError: an unknown schedule or class weighting.
+        InputError: an unknown schedule or class weighting, milestones that are not increasing.
     """
 
     lr: float = 0.05
@@ -56,6 +56,8 @@ class Recipe:
     def __post_init__(self) -> None:
         # A list where it went through JSON or YAML.
         object.__setattr__(self, "milestones", tuple(self.milestones))
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise InputError(f"recipe.milestones are {list(self.milestones)}, but must be increasing; sort them")
         for key, value, options in (
             ("schedule", self.schedule, SCHEDULES),
             ("class_weights", self.class_weights, CLASS_WEIGHTS),

@@ -233,7 +233,7 @@ class GroupTrainer:
         """Goes back to the end of the epoch at which `save_checkpoint` was called; the arguments must be the same.
 
         Raises:
-            InputError: the file is damaged, or of another version.
+            InputError: the file is damaged, of another version, or of another number of students.
         """
         try:
             content: dict[str, Any] = torch.load(path, map_location=self._execution.place, weights_only=True)
@@ -245,6 +245,11 @@ class GroupTrainer:
         if version != CHECKPOINT_VERSION:
             raise InputError(
                 f"{path} has version {version}, but must have {CHECKPOINT_VERSION}; start the training anew"
+            )
+        if len(content["students"]) != len(self._trainings):
+            raise InputError(
+                f"{path} holds {len(content['students'])} students, but there are {len(self._trainings)} here; give as "
+                "many as were saved, or start the training anew"
             )
         for training, state in zip(self._trainings, content["students"], strict=True):
             training.load_state_dict(state)

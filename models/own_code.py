@@ -69,27 +69,45 @@ def own_code_path(name: str) -> Path | None:
     place = name.rpartition(":")[0]
     if place.endswith(".py"):
         return Path(place)
-    spec = _spec_of_module(place)
-    return Path(spec.origin) if spec is not None and spec.has_location and spec.origin is not None else None
+    specs = _specs_of_module(place)
+    if not specs or not specs[-1].has_location or specs[-1].origin is None:
+        return None
+    return Path(specs[-1].origin)
 
 
 def own_code_sha256(name: str) -> str | None:
-    """SHA-256 of the file that `own_code_path` finds; None if it finds none."""
-    path = own_code_path(name)
-    return None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
+    """SHA-256 of the file that `own_code_path` finds, and of the `__init__.py` of its packages; None if it finds none.
+
+    What these import in turn is not looked at.
+    """
+    if own_code_path(name) is None:
+        return None
+    place = name.rpartition(":")[0]
+    if place.endswith(".py"):
+        return hashlib.sha256(Path(place).read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    for spec in _specs_of_module(place):
+        # A namespace package has no file.
+        if spec.has_location and spec.origin is not None:
+            digest.update(Path(spec.origin).read_bytes())
+    return digest.hexdigest()
 
 
-def _spec_of_module(place: str) -> ModuleSpec | None:
-    """Where a dotted module lies. `importlib.util.find_spec` would import, and so run, its packages."""
-    spec: ModuleSpec | None = None
+def _specs_of_module(place: str) -> list[ModuleSpec]:
+    """Where the packages of a dotted module lie, and the module; empty if one of them is nowhere.
+
+    `importlib.util.find_spec` would import, and so run, the packages.
+    """
+    specs: list[ModuleSpec] = []
     folders: list[str] | None = None
     names = place.split(".")
     for depth in range(1, len(names) + 1):
         spec = _spec_in(".".join(names[:depth]), folders)
         if spec is None:
-            return None
+            return []
+        specs.append(spec)
         folders = list(spec.submodule_search_locations or ())
-    return spec
+    return specs
 
 
 def _spec_in(module: str, folders: Sequence[str] | None) -> ModuleSpec | None:

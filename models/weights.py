@@ -1,6 +1,7 @@
 """Weights in files: loading what the field writes, saving safetensors, one hash that no file format changes."""
 
 import hashlib
+import pickle
 import warnings
 from argparse import Namespace
 from pathlib import Path
@@ -49,12 +50,21 @@ def read_weights(path: Path) -> StateDict:
     except Exception as error:
         # A damaged file makes the decoders raise anything: IndexError, AssertionError, struct.error, ...
         raise InputError(
-            f"{path} cannot be read as weights ({reason(error)}); "
+            f"{path} cannot be read as weights ({_what_is_wrong(error)}); "
             "give a .safetensors file or a state dict saved by torch.save"
         ) from error
     if content and all(name.startswith("module.") for name in content):
         content = {name.removeprefix("module."): tensor for name, tensor in content.items()}
     return content
+
+
+def _what_is_wrong(error: Exception) -> str:
+    """What a decoder's error means: torch's own say how to load unsafely, or no more than a byte's number."""
+    if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error):
+        return "it holds Python objects beside tensors, which could run code and are not read"
+    if isinstance(error, (pickle.UnpicklingError, LookupError, EOFError)):
+        return "it is no file of torch.save"
+    return reason(error)
 
 
 def _load_torch(path: Path) -> StateDict:

@@ -135,6 +135,7 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Check a study before anything is spent; starts and creates nothing."""
+    from .own_code import say_own_code
     from .places import tracking_uri
     from .preflight import check_study, check_without_data, estimate, imbalance_note
     from .searcher import plan_trials
@@ -143,6 +144,7 @@ def check(
 
     view = View(as_json)
     loaded = load_study(study, overrides or ())
+    say_own_code(loaded, view)
     if dry_run:
         shapes = check_without_data(loaded)
         cost = None
@@ -212,8 +214,10 @@ def distill(
     """Retrain a student from an exported hint file, and test it."""
     from ..analysis.pairing import BY_SIMILARITY
     from ..distill.recipe import PRESETS
+    from ..models.own_code import is_own_code
     from .export import load_hints
-    from .retrain import distill_execution, distill_student
+    from .own_code import say_code
+    from .retrain import code_of_hints, distill_execution, distill_student
     from .view import View
 
     view = View(as_json)
@@ -232,6 +236,11 @@ def distill(
     if preset is not None:
         epochs = PRESETS.get(preset).epochs
         view.say(f"Recipe {preset}, {epochs} epochs, instead of the exported one of {content.training.rungs[-1]}.")
+    if trust_code:
+        for purpose, name, _ in code_of_hints(content, student):
+            say_code(purpose, name, view)
+    if student is not None and is_own_code(student):
+        say_code("student", student, view)
     with view.retraining(seeds, epochs) as on_epoch:
         results = distill_student(
             content,

@@ -24,12 +24,14 @@ def layers(
 ) -> None:
     """Measure the teacher's layers, show the layer metrics, and draw them."""
     from .figures import check_folder, layer_figures, write_figures
+    from .own_code import say_own_code
     from .preparation import prepare
     from .study import load_study
     from .view import View
 
     view = View(as_json)
     loaded = load_study(study, overrides or ())
+    say_own_code(loaded, view)
     folder = _figures_folder(output, loaded)
     check_folder(folder)
     prepared = prepare(loaded, view, address, recompute)
@@ -67,6 +69,7 @@ def hints(
     from ..analysis.hint_selection import AUTO, CONTROL_SELECTORS, SELECTORS
     from ..analysis.pairing import BY_SIMILARITY, PAIRINGS, used_pairing
     from .figures import check_folder, hint_figures, write_figures
+    from .own_code import say_own_code
     from .preflight import check_clusters, check_without_data
     from .preparation import HintChoice, choose_hints, prepare, with_similarity
     from .study import load_study
@@ -74,6 +77,7 @@ def hints(
 
     view = View(as_json)
     loaded = load_study(study, overrides or ())
+    say_own_code(loaded, view)
     names, weights = _metrics(metrics, loaded)
     if selector not in CONTROL_SELECTORS:
         SELECTORS.entry(selector)

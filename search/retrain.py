@@ -23,7 +23,7 @@ from ..models.errors import InputError, reason
 from ..models.own_code import check_own_code, is_own_code, own_code_path, own_code_sha256
 from ..models.weights import StateDict, apply_weights, read_weights, save_weights, weights_sha256
 from ..models.zoo import ModelSpec, build_model, check_model_name
-from .export import HintFile, ModelPart, StartPart, TeacherPart, check_output
+from .export import HintFile, StartPart, TeacherPart, check_output
 from .layers import candidates_of
 from .places import cache_folder, cached_teacher_path
 from .tracking import connect
@@ -225,21 +225,32 @@ def _readable(path: Path) -> StateDict | None:
         return None
 
 
+def code_of_hints(hints: HintFile, student: str | None = None) -> list[tuple[str, str, str | None]]:
+    """What own code a hint file names: its purpose, its name, and its hash at the export.
+
+    Args:
+        hints: what `load_hints` read.
+        student: another network, which stands in for the file's.
+    """
+    named = [
+        ("teacher", hints.teacher.model, hints.teacher.factory_sha256),
+        ("student", hints.student.model, hints.student.factory_sha256),
+        ("data", str(hints.data.get("name")), hints.data_code_sha256),
+    ]
+    return [entry for entry in named if is_own_code(entry[1]) and not (student and entry[0] == "student")]
+
+
 def _check_trust(hints: HintFile, student: str | None, trust_code: bool) -> None:
     """A file from a stranger must not run code unasked, nor other code than it was exported with."""
-    parts: list[ModelPart] = [hints.teacher] if student else [hints.teacher, hints.student]
-    named = [(part.model, part.factory_sha256, "model") for part in parts]
-    named.append((str(hints.data.get("name")), hints.data_code_sha256, "data set"))
-    for name, sha256, kind in named:
-        if not is_own_code(name):
-            continue
-        if not trust_code:
-            place = own_code_path(name) or name
-            raise InputError(
-                f"the hint file names the code {name} ({place}, sha256 {(sha256 or 'unknown')[:12]} when it was "
-                "exported); look at it, then add --trust-code to run it"
-            )
-        check_own_code(name, kind)
+    named = code_of_hints(hints, student)
+    if named and not trust_code:
+        listed = ", ".join(
+            f"{name} ({what}; {own_code_path(name) or 'not here'}, sha256 {(sha256 or 'unknown')[:12]} at the export)"
+            for what, name, sha256 in named
+        )
+        raise InputError(f"the hint file names the code {listed}; look at it, then add --trust-code to run it")
+    for purpose, name, sha256 in named:
+        check_own_code(name, "data set" if purpose == "data" else "model")
         if own_code_sha256(name) != sha256:
             raise InputError(f"{name} has changed since the export; bring the file back, or search again")
 

@@ -1,6 +1,7 @@
 """The study file: one schema, and one line for everything that can be wrong with it."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -77,6 +78,25 @@ def _weights(place: str) -> str:
     return place if place == PRETRAINED else _absolute(place)
 
 
+def _shares(milestones: tuple[float, ...]) -> tuple[float, ...]:
+    for share in milestones:
+        if not 0 < share < 1:
+            raise InputError(
+                f"{share:g} is no share of a rung; write each as a number between 0 and 1, such as 0.625 for epoch 150 "
+                "of 240"
+            )
+    if list(milestones) != sorted(set(milestones)):
+        raise InputError(f"milestones are {list(milestones)}, but must be increasing; sort them")
+    return milestones
+
+
+def _compile_mode(value: Any) -> Any:
+    """YAML reads a bare `off` as false."""
+    if value is True:
+        raise InputError(f"true is no compile mode; choose one of {', '.join(COMPILE_MODES)}")
+    return "off" if value is False else value
+
+
 def _distinct(names: Sequence[str]) -> Sequence[str]:
     for name in names:
         if names.count(name) > 1:
@@ -151,7 +171,7 @@ class RecipeSection(Section):
     flip: bool = True
     min_crop_area: Annotated[float, Field(gt=0, le=1)] | None = None
     schedule: Annotated[str, _one_of("schedule", SCHEDULES)] = "cosine"
-    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.625, 0.75, 0.875)
+    milestones: Annotated[tuple[float, ...], AfterValidator(_shares)] = (0.625, 0.75, 0.875)
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.1
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0
@@ -409,7 +429,7 @@ class ResourcesSection(Section):
     gpus_per_trial: Annotated[float, Field(ge=0)] = 0
     concurrent_trials: Annotated[int, Field(ge=1)] | None = None
     precision: Annotated[str, _one_of("precision", (AUTO_PRECISION, *PRECISIONS))] = AUTO_PRECISION
-    compile: Annotated[str, _one_of("compile mode", COMPILE_MODES)] = "off"
+    compile: Annotated[str, BeforeValidator(_compile_mode), _one_of("compile mode", COMPILE_MODES)] = "off"
 
 
 class TrackingSection(Section):
@@ -559,7 +579,8 @@ def explain(error: ValidationError, schema: type[BaseModel]) -> str:
     """
     problems = error.errors()
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
-    key = ".".join(str(part) for part in first["loc"])
+    # Pydantic also names which of several types it tried, such as `constrained-int`.
+    key = ".".join(str(part) for part in first["loc"] if not re.search(r"[-\[(]", str(part)))
     if first["type"] == "extra_forbidden":
         known = _fields_at(schema, first["loc"][:-1])
         return f"unknown key {key!r}; {nearest(str(first['loc'][-1]), known)}"

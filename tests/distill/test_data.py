@@ -362,7 +362,6 @@ def test_images_of_a_wrong_type_or_shape_are_an_error(tmp_path: Path, images: ND
         (np.zeros(40, dtype=np.float64), "float64 [40]"),
         (np.zeros(39, dtype=np.int64), "int64 [39]"),
         (np.zeros((40, 4), dtype=np.int64), "int64 [40, 4]"),
-        (np.full(40, -1, dtype=np.int64), "int64 [40]"),
         (np.full(40, "cat"), "<U3 [40]"),
     ],
 )
@@ -370,6 +369,14 @@ def test_labels_of_a_wrong_type_or_shape_are_an_error(tmp_path: Path, labels: ND
     folder = write_folder(tmp_path, labels=labels)
     expected = f"labels are {described}, but must be 40 integers from 0"
     assert error_of(folder) == f"{tmp_path / 'train.npz'}: {expected}"
+
+
+def test_negative_label_is_an_error_that_names_its_image(tmp_path: Path) -> None:
+    labels = numbered(40, 4)[1]
+    labels[7] = -3
+    assert error_of(write_folder(tmp_path, labels=labels)) == (
+        f"{tmp_path / 'train.npz'}: the label of image 7 is -3, but labels start at 0; number them anew"
+    )
 
 
 @pytest.mark.parametrize(("label", "largest"), [(9, 9), (2**40, 2**40)])

@@ -276,6 +276,15 @@ def test_checkpoint_of_another_version_is_an_error(make_trainer: MakeTrainer, tm
         make_trainer().load_checkpoint(tmp_path / "checkpoint.pt")
 
 
+def test_checkpoint_of_another_number_of_students_is_refused(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    make_trainer().save_checkpoint(path)
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, "students": content["students"] * 3}, path)
+    with pytest.raises(InputError, match="holds 3 students, but there are 1 here"):
+        make_trainer().load_checkpoint(path)
+
+
 def test_checkpoint_does_not_disturb_the_run(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     trainer = make_trainer()
     found = []

@@ -165,12 +165,31 @@ def test_what_has_no_file_has_no_path_and_no_hash(name: str) -> None:
     assert own_code_sha256(name) is None
 
 
-def test_hash_is_that_of_the_file(own_factory: Path, own_package: Path) -> None:
-    for path, name in ((own_factory, f"{own_factory}:build_net"), (own_package, "loud_pack.inner.nets:build")):
-        assert own_code_sha256(name) == hashlib.sha256(path.read_bytes()).hexdigest()
+def test_hash_is_that_of_the_file(own_factory: Path) -> None:
+    expected = hashlib.sha256(own_factory.read_bytes()).hexdigest()
+    assert own_code_sha256(f"{own_factory}:build_net") == expected
+
+
+def test_hash_of_a_module_is_that_of_its_file_after_those_of_its_packages(own_package: Path) -> None:
+    inner = own_package.parent
+    packages = [folder / "__init__.py" for folder in (inner.parent, inner)]
+    content = b"".join(path.read_bytes() for path in (*packages, own_package) if path.is_file())
+    assert own_code_sha256("loud_pack.inner.nets:build") == hashlib.sha256(content).hexdigest()
 
 
 def test_hash_follows_the_content(own_factory: Path) -> None:
     before = own_code_sha256(f"{own_factory}:build_net")
     own_factory.write_text(own_factory.read_text() + "\n# changed\n")
     assert own_code_sha256(f"{own_factory}:build_net") != before
+
+
+def test_hash_of_a_module_changes_with_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "hashed_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "nets.py").write_text("def big(): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = own_code_sha256("hashed_package.nets:big")
+    (package / "__init__.py").write_text("import os\n")
+    assert before is not None
+    assert own_code_sha256("hashed_package.nets:big") != before

@@ -223,3 +223,16 @@ def test_counters_of_norms_are_applied() -> None:
     model = nn.BatchNorm2d(2)
     apply_weights(model, model.state_dict() | {"num_batches_tracked": torch.tensor(7)}, "w.pt")
     assert model.state_dict()["num_batches_tracked"] == 7
+
+
+def test_pickled_object_is_refused_without_torchs_hint_to_load_it_unsafely(tmp_path: Path) -> None:
+    torch.save(nn.Linear(2, 2), tmp_path / "whole.pt")
+    with pytest.raises(InputError) as caught:
+        read_weights(tmp_path / "whole.pt")
+    assert "(it holds Python objects beside tensors, which could run code and are not read)" in str(caught.value)
+
+
+def test_text_is_no_file_of_weights(tmp_path: Path) -> None:
+    (tmp_path / "readme.pth").write_text("these are no weights\n")
+    with pytest.raises(InputError, match=r"\(it is no file of torch\.save\)"):
+        read_weights(tmp_path / "readme.pth")

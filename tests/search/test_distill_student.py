@@ -132,7 +132,17 @@ def test_refusal_to_run_code_shows_its_file_and_hash(tmp_path: Path) -> None:
         distill_student(of_own_data(name), output=tmp_path / "s.safetensors")
     sha256 = own_code_sha256(name)
     assert sha256 is not None
-    assert f"({tmp_path / 'mine.py'}, sha256 {sha256[:12]} when it was exported)" in str(caught.value)
+    assert f"(data; {tmp_path / 'mine.py'}, sha256 {sha256[:12]} at the export)" in str(caught.value)
+
+
+def test_refusal_to_run_code_lists_all_of_it(tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text("")
+    content = of_own_data(own_data(tmp_path))
+    student = content.student.model_copy(update={"model": f"{tmp_path}/nets.py:small"})
+    teacher = content.teacher.model_copy(update={"model": f"{tmp_path}/nets.py:big"})
+    with pytest.raises(InputError) as caught:
+        distill_student(content.model_copy(update={"student": student, "teacher": teacher}))
+    assert all(f"{name} (" in str(caught.value) for name in ("nets.py:small", "nets.py:big", "mine.py:load"))
 
 
 def test_trusted_code_for_data_runs(tmp_path: Path) -> None:

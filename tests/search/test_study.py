@@ -259,6 +259,28 @@ def test_own_code_of_a_study_is_named_by_its_key(tmp_path: Path) -> None:
         assert tiny(key, f"{tmp_path}/{name}").own_code() == {key.split(".")[0]: f"{tmp_path}/{name}"}
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "recipe.milestones",
+            [150, 180],
+            "recipe.milestones: 150 is no share of a rung; write each as a number between",
+        ),
+        ("recipe.milestones", [0.9, 0.3], "recipe.milestones: milestones are [0.9, 0.3], but must be increasing; sort"),
+        ("resources.compile", True, "resources.compile: true is no compile mode; choose one of off, default, reduce-"),
+        ("resources.compile", "max", "resources.compile: unknown compile mode 'max'; "),
+        ("data.size", 0, "data.size is 0, but input should be greater than or equal to 1; change data.size"),
+    ],
+)
+def test_mistake_in_training_or_data_is_one_clear_line(key: str, value: Any, message: str) -> None:
+    assert refusal(key, value).startswith(message)
+
+
+def test_bare_off_of_yaml_is_the_compile_mode() -> None:
+    assert tiny("resources.compile", False).resources.compile == "off"
+
+
 def test_study_cannot_be_changed() -> None:
     study = tiny()
     with pytest.raises(ValueError, match="frozen"):
