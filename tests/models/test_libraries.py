@@ -1,4 +1,5 @@
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,8 @@ def test_weights_of_torchvision_without_a_network_are_an_error(
     # Nobody listens there, whatever network the machine has.
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
     monkeypatch.setenv("no_proxy", "")
+    # What an earlier call made has the proxies of that time.
+    monkeypatch.setattr(urllib.request, "_opener", None)
     with pytest.raises(InputError) as caught:
         pretrained_weights("torchvision:resnet18")
     assert str(caught.value) == (
