@@ -5,9 +5,9 @@ generator's state. No worker processes.
 """
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -56,25 +56,19 @@ class Augmentation:
     min_crop_area: float | None = None
 
 
-class Batches(Protocol):
+class Batches(ABC):
     """A split, read in batches on a device."""
 
     @property
+    @abstractmethod
     def device(self) -> torch.device:
         """Where the batches are."""
 
+    @abstractmethod
     def __len__(self) -> int:
         """Images."""
 
-    def batch_count(self, batch_size: int) -> int:
-        """Batches an epoch."""
-
-    def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """All images once, without augmentation, in their own order."""
-
-    def fixed_batches(self, count: int, batch_size: int, seed: int) -> list[Batch]:
-        """`count` batches without augmentation (fewer if the images run out), the same for the same seed."""
-
+    @abstractmethod
     def epoch(self, epoch: int, batch_size: int, data_seed: int, augmentation: Augmentation) -> Iterator[Batch]:
         """All images once, shuffled and augmented.
 
@@ -85,11 +79,29 @@ class Batches(Protocol):
             augmentation: what happens to each image.
         """
 
+    @abstractmethod
     def close(self) -> None:
         """Ends what reads the images; the batches already given stay."""
 
+    @abstractmethod
+    def _unchanged(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
+        """The images `order` [n], without augmentation."""
 
-class DeviceImages:
+    def batch_count(self, batch_size: int) -> int:
+        """Batches an epoch, if every image can be read."""
+        return len(batch_bounds(len(self), batch_size))
+
+    def in_order(self, batch_size: int) -> Iterator[Batch]:
+        """All images once, unchanged, in their own order."""
+        return self._unchanged(torch.arange(len(self)), batch_size)
+
+    def fixed_batches(self, count: int, batch_size: int, seed: int) -> list[Batch]:
+        """`count` unaugmented batches (fewer if the images run out), the same for the same seed."""
+        order = torch.randperm(len(self), generator=seeded_generator("fixed", seed, 0))[: count * batch_size]
+        return list(self._unchanged(order, batch_size))
+
+
+class DeviceImages(Batches):
     """A data set that lives on a device as uint8, augmented and normalised when read.
 
     On a CPU the pixels are those of the given arrays, not a copy: what lies once in Ray's object store serves every
@@ -126,19 +138,6 @@ class DeviceImages:
 
     def close(self) -> None:
         """Nothing to end: all images are there."""
-
-    def batch_count(self, batch_size: int) -> int:
-        """Batches an epoch."""
-        return len(batch_bounds(len(self), batch_size))
-
-    def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """All images once, unchanged, in their own order."""
-        return self._unchanged(torch.arange(len(self)), batch_size)
-
-    def fixed_batches(self, count: int, batch_size: int, seed: int) -> list[Batch]:
-        """`count` unaugmented batches (fewer if the images run out), the same for the same seed."""
-        order = torch.randperm(len(self), generator=seeded_generator("fixed", seed, 0))[: count * batch_size]
-        return list(self._unchanged(order, batch_size))
 
     def epoch(self, epoch: int, batch_size: int, data_seed: int, augmentation: Augmentation) -> Iterator[Batch]:
         """All images once, shuffled and augmented (see `Batches`)."""

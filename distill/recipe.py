@@ -1,6 +1,7 @@
 """How a network is trained: optimizer, schedule, regularisation, augmentation; and the field's recipes as presets."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..models.errors import InputError, nearest
@@ -9,6 +10,18 @@ from .batches import Augmentation
 
 SCHEDULES = ("cosine", "step")
 CLASS_WEIGHTS = ("none", "balanced")
+
+
+def check_milestones(milestones: Sequence[float]) -> None:
+    """Raises `InputError` unless they are shares of a rung, 0 .. 1, in increasing order."""
+    for share in milestones:
+        if not 0 < share < 1:
+            raise InputError(
+                f"{share:g} is no share of a rung; write each as a number between 0 and 1, such as 0.625 for epoch 150 "
+                "of 240"
+            )
+    if list(milestones) != sorted(set(milestones)):
+        raise InputError(f"milestones are {list(milestones)}, but must be increasing; sort them")
 
 
 @dataclass(frozen=True)
@@ -34,7 +47,7 @@ class Recipe:
             exported; 0: none.
 
     Raises:
-        InputError: an unknown schedule or class weighting, milestones that are not increasing.
+        InputError: an unknown schedule or class weighting, wrong milestones.
     """
 
     lr: float = 0.05
@@ -56,8 +69,7 @@ class Recipe:
     def __post_init__(self) -> None:
         # A list where it went through JSON or YAML.
         object.__setattr__(self, "milestones", tuple(self.milestones))
-        if list(self.milestones) != sorted(set(self.milestones)):
-            raise InputError(f"recipe.milestones are {list(self.milestones)}, but must be increasing; sort them")
+        check_milestones(self.milestones)
         for key, value, options in (
             ("schedule", self.schedule, SCHEDULES),
             ("class_weights", self.class_weights, CLASS_WEIGHTS),

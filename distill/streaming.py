@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..models.preprocessing import Preprocessing
-from .batches import Augmentation, Batch, BatchMaker, EpochDraw, batch_bounds, seeded_generator
+from .batches import Augmentation, Batch, Batches, BatchMaker, EpochDraw, batch_bounds, seeded_generator
 from .crops import random_boxes
 from .lazy_images import LazyImages, ahead
 
@@ -19,7 +19,7 @@ from .lazy_images import LazyImages, ahead
 _BATCHES_AHEAD = 2
 
 
-class StreamedImages:
+class StreamedImages(Batches):
     """A split that is decoded while it is read, by threads that live as long as an iterator over it.
 
     With the padded crop, batches are the very ones of `DeviceImages` on the decoded split. With random resized crops,
@@ -53,19 +53,6 @@ class StreamedImages:
     def device(self) -> torch.device:
         """Where the batches go."""
         return self._device
-
-    def batch_count(self, batch_size: int) -> int:
-        """Batches an epoch, if every image can be read."""
-        return len(batch_bounds(len(self), batch_size))
-
-    def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """All images once, unchanged, in their own order."""
-        return self._unchanged(torch.arange(len(self)), batch_size)
-
-    def fixed_batches(self, count: int, batch_size: int, seed: int) -> list[Batch]:
-        """`count` unaugmented batches (fewer if the images run out), the same for the same seed."""
-        order = torch.randperm(len(self), generator=seeded_generator("fixed", seed, 0))[: count * batch_size]
-        return list(self._unchanged(order, batch_size))
 
     def epoch(self, epoch: int, batch_size: int, data_seed: int, augmentation: Augmentation) -> Iterator[Batch]:
         """All images once, shuffled and augmented (see `Batches`)."""

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from ..models.errors import InputError, reason
 from ..models.files import replacing
-from ..models.folding import frozen
 from ..models.preprocessing import Preprocessing
 from ..models.zoo import ModelSpec, build_model
 from .batches import Batch
@@ -163,7 +162,7 @@ class GroupTrainer:
         height, width = theirs.size or size
         taught_shape = (channels, height, width)
         labelling = Labelling(recipe.label_smoothing, _class_weights(recipe, splits))
-        network = frozen(teacher.network).to(device) if teacher else None
+        network = teacher.network if teacher else None
         self._trainings: list[StudentTraining] = []
         self._teacher: TeacherPass | None = None
         try:

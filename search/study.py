@@ -15,7 +15,7 @@ from ..analysis.pairing import PAIRINGS
 from ..distill.data import DATASETS, DataSpec, check_data_name
 from ..distill.execution import COMPILE_MODES, PRECISIONS
 from ..distill.losses import HINT_LOSSES, LOGIT_LOSSES
-from ..distill.recipe import CLASS_WEIGHTS, PRESETS, SCHEDULES, Preset, Recipe
+from ..distill.recipe import CLASS_WEIGHTS, PRESETS, SCHEDULES, Preset, Recipe, check_milestones
 from ..models.errors import InputError, nearest
 from ..models.own_code import is_own_code
 from ..models.preprocessing import INTERPOLATIONS
@@ -79,14 +79,7 @@ def _weights(place: str) -> str:
 
 
 def _shares(milestones: tuple[float, ...]) -> tuple[float, ...]:
-    for share in milestones:
-        if not 0 < share < 1:
-            raise InputError(
-                f"{share:g} is no share of a rung; write each as a number between 0 and 1, such as 0.625 for epoch 150 "
-                "of 240"
-            )
-    if list(milestones) != sorted(set(milestones)):
-        raise InputError(f"milestones are {list(milestones)}, but must be increasing; sort them")
+    check_milestones(milestones)
     return milestones
 
 
