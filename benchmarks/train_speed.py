@@ -6,8 +6,9 @@ Random images in CIFAR-100's shape, batches of 64, cross-entropy + KD + one FitN
 resnet56 → resnet20 (hint from layer2.8 to layer2.2) and resnet32x4 → resnet8x4 (layer2.4 to layer2.0). In each of
 several rounds all ways take turns with a short block of steps, each after steps that are not timed:
 
-- plain: `plain_loop.py`, a loop as the field writes it, with 2 worker processes that are started outside of timing and
-  idle, their batches ready, while another way is timed.
+- plain: `plain_loop.py`, a loop as the field writes it, in a process of its own where all but the number of threads is
+  as torch has it, with 2 worker processes that are started outside of timing and idle, their batches ready, while
+  another way is timed.
 - ours: an epoch of GroupTrainer as a trial runs it, with order, augmentation, schedule and history; in the hardware's
   best precision, with the folded teacher. Validation is counted nowhere.
 - floor: the very same teacher pass and training step on one batch that is there already.
@@ -24,10 +25,9 @@ Images per second are those of the median block. The keys of the JSON file:
 """
 
 import argparse
-import copy
 import itertools
 import json
-import math
+import multiprocessing
 import os
 import statistics
 import time
@@ -35,12 +35,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from platform import machine, python_version
 from typing import Any
 
 import numpy as np
 import torch
+from hintsearch.distill.allocation import keep_freed_memory
 from hintsearch.distill.batches import Augmentation, DeviceImages
 from hintsearch.distill.data import DataSplits, ImageSet
 from hintsearch.distill.execution import Execution, best_precision
@@ -117,6 +119,7 @@ class Way:
         block: what is timed.
         rest: waits until nothing goes on in the background.
         close: ends what it holds.
+        peak_bytes: on a GPU, the most that the last block took; None: ask this process.
     """
 
     images: int
@@ -124,21 +127,60 @@ class Way:
     block: Callable[[], object]
     rest: Callable[[], None] = nothing
     close: Callable[[], None] = nothing
+    peak_bytes: Callable[[], int] | None = None
 
 
-def plain_way(
-    pair: Pair, networks: tuple[nn.Module, nn.Module], data: ImageSet, steps: int, device: torch.device
-) -> Way:
-    teacher, student = copy.deepcopy(networks)
+class PlainProcess:
+    """A `PlainLoop` in a process of its own, so that nothing that our command line sets changes it.
+
+    Args:
+        pair: the networks; their weights and the images are those of the other ways.
+        device: where it runs.
+        threads: of torch.
+    """
+
+    def __init__(self, pair: Pair, device: torch.device, threads: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=serve_plain_loop, args=(theirs, pair, device, threads))
+        self._process.start()
+        theirs.close()
+        self.peak_bytes = 0
+
+    def train(self, steps: int) -> None:
+        """Trains for some steps, and waits for them."""
+        self._pipe.send(steps)
+        self.peak_bytes = self._pipe.recv()
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._pipe.send(0)
+        self._process.join()
+
+
+def serve_plain_loop(pipe: Connection, pair: Pair, device: torch.device, threads: int) -> None:
+    """Trains for as many steps as are received, until none are wanted; sends the bytes that they took on a GPU."""
+    torch.set_num_threads(threads)
+    data = random_images(IMAGES)
     images = np.ascontiguousarray(data.images.transpose(0, 2, 3, 1))
-    loop = PlainLoop(teacher, student, pair.stage, images, data.labels, MEAN, SD, BATCH, LR, device)
+    loop = PlainLoop(*networks_of(pair), pair.stage, images, data.labels, MEAN, SD, BATCH, LR, device)
+    while steps := pipe.recv():
+        before = memory_now(device)
+        loop.train(steps)
+        pipe.send(peak_since(before, device))
+    loop.close()
+
+
+def plain_way(pair: Pair, steps: int, device: torch.device, threads: int) -> Way:
+    process = PlainProcess(pair, device, threads)
     return Way(
         steps * BATCH,
-        lambda: loop.train(WARM_UP),
-        lambda: loop.train(steps),
+        lambda: process.train(WARM_UP),
+        lambda: process.train(steps),
         # Much longer than the workers need for the batches that they make ahead.
         lambda: time.sleep(0.5),
-        loop.close,
+        process.close,
+        lambda: process.peak_bytes,
     )
 
 
@@ -240,6 +282,8 @@ class Measured:
 
 def main() -> None:
     options = parsed_options()
+    # As our command line does, and every trial.
+    keep_freed_memory()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     precision, why = best_precision(options.device)
@@ -290,21 +334,21 @@ def random_images(count: int) -> ImageSet:
     return ImageSet(images, rng.integers(0, CLASSES, count, dtype=np.int64))
 
 
-def block_steps(pair: Pair, options: argparse.Namespace, students: int = 1) -> int:
+def block_steps(pair: Pair, options: argparse.Namespace) -> int:
     """Steps of a timed block."""
     usual = 6 if options.quick else 24
     # A GPU is through with so few before the clock is exact.
     faster = 6 if options.device == "cuda" else 1
-    return max(4, round(usual * faster / pair.slowness / math.sqrt(students)))
+    return max(4, round(usual * faster / pair.slowness))
 
 
 def measured_pair(pair: Pair, data: ImageSet, best: Execution, options: argparse.Namespace) -> dict[str, Measured]:
     """All ways of one student."""
     steps = block_steps(pair, options)
-    teacher, student = networks_of(pair)
+    teacher, _ = networks_of(pair)
     ours = trainer_of(pair, teacher, data, steps, best)
     ways = {
-        "plain": plain_way(pair, (teacher, student), data, max(4, round(0.7 * steps)), best.place),
+        "plain": plain_way(pair, max(4, round(0.7 * steps)), best.place, options.threads),
         "ours": trial_way(ours, steps),
         "floor": floor_way(ours, steps),
     }
@@ -336,9 +380,9 @@ def variants(best: Execution, compiled: bool) -> dict[str, Execution]:
 def measured_group(pair: Pair, data: ImageSet, best: Execution, options: argparse.Namespace) -> dict[str, Measured]:
     """One student with all threads; several one after the other, and side by side with the same threads in all."""
     teacher, _ = networks_of(pair)
-    alone, steps = block_steps(pair, options), block_steps(pair, options, STUDENTS)
+    steps = block_steps(pair, options)
     ways = {
-        "alone": trial_way(trainer_of(pair, teacher, data, alone, best), alone),
+        "alone": trial_way(trainer_of(pair, teacher, data, steps, best), steps),
         "group in turn": trial_way(trainer_of(pair, teacher, data, steps, best, STUDENTS), steps),
     }
     if best.device == "cpu":
@@ -378,15 +422,26 @@ def take_turns(ways: dict[str, Way], rounds: int, device: torch.device) -> dict[
 
 def add_block(measured: Measured, way: Way, device: torch.device) -> None:
     way.warm_up()
-    before = 0
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+    before = memory_now(device)
     measured.speeds.append(way.images / timed(way.block, device))
     if device.type == "cuda":
-        measured.peak_bytes = max(measured.peak_bytes or 0, torch.cuda.max_memory_allocated() - before)
+        peak = way.peak_bytes() if way.peak_bytes else peak_since(before, device)
+        measured.peak_bytes = max(measured.peak_bytes or 0, peak)
     way.rest()
+
+
+def memory_now(device: torch.device) -> int:
+    """Bytes that this process holds on a GPU; the peak is counted anew from here."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def peak_since(before: int, device: torch.device) -> int:
+    """The most bytes that this process held on a GPU beside those before."""
+    return torch.cuda.max_memory_allocated() - before if device.type == "cuda" else 0
 
 
 def augmentation_speed(data: ImageSet, device: torch.device, rounds: int) -> float:

@@ -1,7 +1,8 @@
 """The trainable whole, student and hint adapters, and the terms of its loss."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from ..models.taps import LayerTaps
 from .batches import Batch
 from .execution import Execution
 from .hint_configuration import HintConfiguration
-from .losses import HINT_LOSSES, LOGIT_LOSSES, FeatureShape
+from .losses import HINT_LOSSES, LOGIT_LOSSES, FeatureShape, HintLoss
 from .teacher_pass import TeacherOutputs
 
 SMALLEST_NORMALISER = 1e-8
@@ -49,7 +50,7 @@ class Labelling:
 class HintedStudent(nn.Module):
     """A student, the adapters of its hint losses, and their normalisers: what is trained and checkpointed.
 
-    Losses are computed in float32 whatever the precision of the networks.
+    Adapters run in the precision of the networks; losses are computed in float32 whatever that is.
 
     Args:
         student: the network to train.
@@ -126,9 +127,10 @@ class HintedStudent(nn.Module):
         if self.hints.logit_weight > 0:
             assert taught.logits is not None
             logit = self._logit_loss(logits, taught.logits, self.hints.temperature)
+        losses = cast(Iterable[HintLoss], self.hint_losses)
         hints = [
-            loss(feature.float(), taught.features[path])
-            for loss, feature, path in zip(self.hint_losses, features, self.teacher_layers, strict=True)
+            self._hint(loss, feature, taught.features[path])
+            for loss, feature, path in zip(losses, features, self.teacher_layers, strict=True)
         ]
         return LossTerms(classification, logit, torch.stack(hints) if hints else logits.new_zeros(0))
 
@@ -167,6 +169,11 @@ class HintedStudent(nn.Module):
                     f"start, but must be at least {SMALLEST_NORMALISER:g} to be normalised; choose another loss or pair"
                 )
         self.normalisers.copy_(values)
+
+    def _hint(self, loss: HintLoss, student: Tensor, teacher: Tensor) -> Tensor:
+        with self._execution.autocast():
+            student, teacher = loss.adapt(student, teacher)
+        return loss.compare(student.float(), teacher.float())
 
     def close(self) -> None:
         """Takes the taps off the student."""

@@ -27,7 +27,8 @@ class HintLoss(nn.Module):
     """A loss between a student's and a teacher's feature maps; it may own trained adapters.
 
     `forward(student, teacher)` takes [B, C_S, H_S, W_S] and [B, C_T, H_T, W_T] and returns a scalar, a mean over the
-    batch. The teacher's features carry no gradient.
+    batch. The teacher's features carry no gradient. It is made of two parts, because a trainer runs adapters in the
+    precision of the networks, which they are part of, but computes losses in float32.
     """
 
     def __init__(self, student: FeatureShape, teacher: FeatureShape) -> None:
@@ -38,6 +39,18 @@ class HintLoss(nn.Module):
 
         Called once, before the teacher is folded: in the passes that follow these parameters are other ones.
         """
+
+    def adapt(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """What is compared, of [B, C_S, H_S, W_S] and [B, C_T, H_T, W_T]: the features after the adapters."""
+        return student, teacher
+
+    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of what `adapt` gives, scalar."""
+        raise NotImplementedError
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """[B, C_S, H_S, W_S], [B, C_T, H_T, W_T] → scalar."""
+        return self.compare(*self.adapt(student, teacher))
 
 
 LogitLoss = Callable[[Tensor, Tensor, float], Tensor]
@@ -63,17 +76,21 @@ class FitNet(HintLoss):
         super().__init__(student, teacher)
         self.regressor = nn.Conv2d(student.channels, teacher.channels, 1)
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """[B, C_S, H_S, W_S], [B, C_T, H_T, W_T] → scalar."""
+    def adapt(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, C_S, H_S, W_S], [B, C_T, H_T, W_T] → [B, C_T, H, W] each."""
         student, teacher = same_size(student, teacher)
-        return functional.mse_loss(self.regressor(student), teacher)
+        return self.regressor(student), teacher
+
+    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """[B, C_T, H, W] each → scalar."""
+        return functional.mse_loss(student, teacher)
 
 
 @HINT_LOSSES.register("at", source="Zagoruyko & Komodakis 2017, arXiv 1612.03928", kind="hint", needs="feature maps")
 class AttentionTransfer(HintLoss):
     """Mean squared difference of the L2-normalised maps of squared activations."""
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """[B, C_S, H_S, W_S], [B, C_T, H_T, W_T] → scalar."""
         student, teacher = same_size(student, teacher)
         return (_attention(student) - _attention(teacher)).square().mean()
@@ -83,7 +100,7 @@ class AttentionTransfer(HintLoss):
 class SimilarityPreserving(HintLoss):
     """Mean squared difference of the row-normalised similarities between the samples of a batch."""
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """[B, C_S, H_S, W_S], [B, C_T, H_T, W_T] → scalar."""
         return (_similarities(student) - _similarities(teacher)).square().mean()
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .initialisation import he_by_outputs
+from .pooling import GlobalAveragePool
 
 _EXPANSION = 4
 
@@ -59,7 +60,7 @@ class BottleneckResNet(nn.Module):
         self.layer2 = _stage(outer[0], inner[1], blocks[1], stride=2)
         self.layer3 = _stage(outer[1], inner[2], blocks[2], stride=2)
         self.layer4 = _stage(outer[2], inner[3], blocks[3], stride=2)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.avgpool = GlobalAveragePool()
         self.linear = nn.Linear(outer[3], num_classes)
         he_by_outputs(self)
 

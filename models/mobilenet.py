@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .channel_counts import scaled
 from .initialisation import he_by_outputs, small_linear
+from .pooling import GlobalAveragePool
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class MobileNetV2(nn.Module):
             self.blocks.append(_blocks(stage, channels, out_channels))
             channels = out_channels
         self.conv2 = _unit(channels, head_channels, kernel=1, stride=1)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.avgpool = GlobalAveragePool()
         linear = nn.Linear(head_channels, num_classes)
         self.classifier = nn.Sequential(linear)
         he_by_outputs(self)

@@ -20,14 +20,14 @@ def is_own_code(name: str) -> bool:
 
 
 def check_own_code(name: str, kind: str) -> None:
-    """Checks the form of the name, and that its file is there, without running any code.
+    """Checks the form of the name, and that its file or module is there, without running any code.
 
     Args:
         name: `path/to/file.py:function` or `package.module:function`.
         kind: what the function makes, for the message: "model" or "data set".
 
     Raises:
-        InputError: what is no function's or module's name, a file that is not there.
+        InputError: what is no function's or module's name, a file or module that is not there.
     """
     place, _, function = name.rpartition(":")
     if not function.isidentifier():
@@ -37,6 +37,8 @@ def check_own_code(name: str, kind: str) -> None:
             raise InputError(f"{kind} {name!r}: there is no file {place}; give a path from the folder you are in")
     elif "" in place.split("."):
         raise InputError(f"{kind} {name!r}: {place!r} is not a module's name; write package.module:function")
+    elif place not in sys.modules and not _specs_of_module(place):
+        raise InputError(f"{kind} {name!r}: there is no module {place}; install it, or give path/to/file.py:function")
 
 
 def load_own_code(name: str, kind: str) -> Callable[..., Any]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .initialisation import he_by_outputs
+from .pooling import GlobalAveragePool
 
 
 class BasicBlock(nn.Module):
@@ -54,7 +55,7 @@ class CifarResNet(nn.Module):
         self.layer1 = _stage(channels[0], channels[1], blocks, stride=1)
         self.layer2 = _stage(channels[1], channels[2], blocks, stride=2)
         self.layer3 = _stage(channels[2], channels[3], blocks, stride=2)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.avgpool = GlobalAveragePool()
         self.fc = nn.Linear(channels[3], num_classes)
         he_by_outputs(self)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .channel_counts import scaled
+from .pooling import GlobalAveragePool
 
 _STEM = 24
 _V1_GROUPS = 3
@@ -79,7 +80,7 @@ class ShuffleNetV1(nn.Module):
         self.layer1 = _v1_stage(counts[0], counts[1], blocks[0], in_groups=1)
         self.layer2 = _v1_stage(counts[1], counts[2], blocks[1], in_groups=_V1_GROUPS)
         self.layer3 = _v1_stage(counts[2], counts[3], blocks[2], in_groups=_V1_GROUPS)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.avgpool = GlobalAveragePool()
         self.linear = nn.Linear(counts[3], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -166,7 +167,7 @@ class ShuffleNetV2(nn.Module):
         self.layer3 = _v2_stage(second, third, blocks[2])
         self.conv2 = nn.Conv2d(third, head, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(head)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.avgpool = GlobalAveragePool()
         self.linear = nn.Linear(head, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:

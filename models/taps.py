@@ -20,8 +20,7 @@ class LayerTaps(Generic[T]):
     run. Used as a context manager, or closed by `close`.
 
     Without `read` the feature maps themselves are kept, with their gradient history if the network runs with gradients.
-    In-place activations are switched off while the taps are on, so that a captured tensor keeps its values when a
-    later module would have written over it.
+    An in-place activation that would write over one of them works out of place while the taps are on.
 
     With `read` only its results are kept: it is called as soon as the module has run, before a later one can write
     over the feature map, and in-place activations stay as they are. So a reader must not return the feature map or a
@@ -54,13 +53,20 @@ class LayerTaps(Generic[T]):
         self._kept: dict[str, Any] = {}
         self._versions: dict[str, int] = {}
         self._paths = tuple(paths)
-        # Typed Any: `inplace` is an attribute of some activations only.
-        self._made_out_of_place: list[Any] = []
-        if read is None:
-            self._made_out_of_place = [m for m in modules.values() if getattr(m, "inplace", False) is True]
-        for module in self._made_out_of_place:
-            module.inplace = False
         self._handles = [modules[path].register_forward_hook(self._capture(path)) for path in dict.fromkeys(paths)]
+        # Typed Any: `inplace` is an attribute of some activations only.
+        self._in_place: list[Any] = []
+        if read is None:
+            self._in_place = [m for m in modules.values() if getattr(m, "inplace", False) is True]
+        self._handles += [module.register_forward_pre_hook(self._spare) for module in self._in_place]
+
+    def _spare(self, module: Any, inputs: tuple[Any, ...]) -> None:
+        """Before an activation works in place: if on a feature map that is kept, it works out of place from now on."""
+        # Compiled code has no storage to ask about; the eager pass before it has decided.
+        if torch.compiler.is_compiling() or not module.inplace:
+            return
+        written = {tensor.untyped_storage().data_ptr() for tensor in inputs if isinstance(tensor, Tensor)}
+        module.inplace = all(kept.untyped_storage().data_ptr() not in written for kept in self._kept.values())
 
     def _capture(self, path: str) -> Any:
         def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -100,9 +106,9 @@ class LayerTaps(Generic[T]):
         """Removes the taps and gives in-place activations back."""
         for handle in self._handles:
             handle.remove()
-        for module in self._made_out_of_place:
+        for module in self._in_place:
             module.inplace = True
-        self._handles, self._made_out_of_place = [], []
+        self._handles, self._in_place = [], []
 
     def __enter__(self) -> Self:
         return self

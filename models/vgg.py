@@ -10,6 +10,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from .initialisation import he_by_outputs, small_linear
+from .pooling import GlobalAveragePool
 
 # Smaller images are not halved between the last two stages.
 _HALVED_FOUR_TIMES = 64
@@ -33,7 +34,7 @@ class Vgg(nn.Module):
             _stage(channels, stage_inputs) for channels, stage_inputs in zip(stages, inputs, strict=False)
         )
         self.pool = nn.MaxPool2d(2)
-        self.average = nn.AdaptiveAvgPool2d(1)
+        self.average = GlobalAveragePool()
         self.classifier = nn.Linear(stages[-1][-1], num_classes)
         he_by_outputs(self)
         small_linear(self.classifier)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .initialisation import he_by_outputs
+from .pooling import GlobalAveragePool
 
 
 class PreActivationBlock(nn.Module):
@@ -56,7 +57,7 @@ class WideResNet(nn.Module):
         self.block2 = _stage(channels[1], channels[2], blocks, stride=2)
         self.block3 = _stage(channels[2], channels[3], blocks, stride=2)
         self.bn1 = nn.BatchNorm2d(channels[3])
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.avgpool = GlobalAveragePool()
         self.fc = nn.Linear(channels[3], num_classes)
         he_by_outputs(self)
         nn.init.zeros_(self.fc.bias)

@@ -22,6 +22,7 @@ os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
 
 import typer
 
+from ..distill.allocation import keep_freed_memory
 from ..models.errors import InputError
 from .command_options import AddressOption, JsonOption, SearchName, SetOption, StudyArgument, TrackingOption
 from .layer_commands import hints, layers
@@ -46,6 +47,8 @@ def main() -> NoReturn:
     """Runs the command line; exit codes: 0 done, 1 failed, 2 bad input, 3 interrupted or partial."""
     # A job manager's SIGTERM is a Ctrl-C: everything is saved and the resume command printed.
     signal.signal(signal.SIGTERM, lambda _number, _frame: signal.raise_signal(signal.SIGINT))
+    # Before there are threads.
+    keep_freed_memory()
     try:
         app(prog_name="hintsearch")
     except InputError as error:

@@ -13,6 +13,7 @@ from torch import nn
 from ..analysis.layer_reading import ChunkReading, LayerReader, Wanted
 from ..analysis.measurement import MeasurementBuilder
 from ..analysis.reading_plan import Chunk, Columns, ReadingPlan
+from ..distill.allocation import keep_freed_memory
 from ..distill.batches import batch_bounds
 from ..distill.data import Split
 from ..models.preprocessing import InputTransform, Preprocessing
@@ -95,6 +96,7 @@ class LayerWorker:
     """
 
     def __init__(self, task: LayerTask, on_gpu: bool = False) -> None:
+        keep_freed_memory()
         torch.set_num_threads(1)
         device = torch.device("cuda" if on_gpu else "cpu")
         transforms = [

@@ -8,6 +8,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 
+from ..distill.allocation import keep_freed_memory
 from ..distill.data import DataSplits
 from ..distill.hint_configuration import HintConfiguration
 from ..distill.recipe import Recipe
@@ -93,6 +94,7 @@ def train_on_cluster(
 def _train(
     task: TrainingTask, splits: DataSplits, resources: ResourcesSection, on_gpu: bool
 ) -> Iterator[tuple[str, str] | EpochResult | dict[str, NDArray[Any]]]:
+    keep_freed_memory()
     torch.set_num_threads(resources.cpus_per_trial)
     execution, why = local_execution(resources, on_gpu)
     yield execution.precision, why

@@ -17,6 +17,7 @@ from ..analysis.layer_distances import LayerDistances
 from ..analysis.layer_statistics import Matrix
 from ..analysis.pairing import BY_DEPTH, pair_hints
 from ..analysis.stability import with_stability
+from ..distill.allocation import keep_freed_memory
 from ..distill.data import DataSplits
 from ..distill.execution import Execution
 from ..distill.hint_configuration import HintConfiguration, HintPair
@@ -148,6 +149,7 @@ def run_trial(config: dict[str, Any], context: TrialContext) -> None:
     A loss that is not finite, or a configuration that the networks refuse, is reported as `failure`: it fails the
     trial, not the search.
     """
+    keep_freed_memory()
     torch.set_num_threads(context.threads)
     try:
         _train(config, context)

@@ -27,14 +27,14 @@ HINTS = HintConfiguration(pairs=(AT, SP), classification_weight=0.7, logit_weigh
 BLOCKS = HintConfiguration(pairs=(HintPair("layer2.0", "layer1.0", "fitnet", 1.0),), logit_weight=1.0)
 
 
-class Scaled(nn.Module):
-    """A hint loss whose raw values are `factor` times as large."""
+class Scaled(HintLoss):
+    """A hint loss without adapters whose raw values are `factor` times as large."""
 
     def __init__(self, loss: nn.Module, factor: float) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.loss, self.factor = loss, factor
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         raw: Tensor = self.loss(student, teacher)
         return self.factor * raw
 
@@ -304,20 +304,25 @@ def test_labels_are_smoothed_and_classes_weighted(
     assert whole.terms(batches[0]).classification.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_losses_are_in_float32_where_the_networks_run_in_bf16(
+def test_where_the_networks_run_in_bf16_adapters_do_so_too_but_losses_are_in_float32(
     plain_network: PlainNetwork, batches: list[Batch]
 ) -> None:
+    adapted: list[torch.dtype] = []
     seen: list[torch.dtype] = []
 
     class Watched(HintLoss):
-        def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        def adapt(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+            adapted.append((student @ student).dtype)
+            return student, teacher
+
+        def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
             seen.extend([student.dtype, teacher.dtype, (student.flatten(1) @ teacher.flatten(1).t()).dtype])
             return student.mean()
 
     taught = lesson(plain_network(), replace(HINTS, pairs=(AT,)), plain_network(4), Execution(precision="bf16"))
     taught.whole.hint_losses[0] = Watched(FeatureShape(4, 8, 8), FeatureShape(4, 8, 8))
     terms = taught.terms(batches[0])
-    assert seen == [torch.float32] * 3
+    assert (adapted, seen) == ([torch.bfloat16], [torch.float32] * 3)
     assert {terms.classification.dtype, terms.logit.dtype, terms.hints.dtype} == {torch.float32}
 
 

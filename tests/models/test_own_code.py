@@ -86,11 +86,23 @@ def test_missing_own_file_is_an_error(tmp_path: Path, kind: str) -> None:
     assert str(caught.value) == expected
 
 
-def test_missing_own_module_is_an_error() -> None:
+@pytest.mark.parametrize("place", ["no_such_module_anywhere", "json.no_such_module"])
+def test_missing_own_module_is_an_error(place: str) -> None:
     with pytest.raises(InputError) as caught:
-        load_own_code("no_such_module_anywhere:build_net", "data set")
+        check_own_code(f"{place}:build_net", "data set")
     assert str(caught.value) == (
-        "data set 'no_such_module_anywhere:build_net': No module named 'no_such_module_anywhere'; "
+        f"data set '{place}:build_net': there is no module {place}; install it, or give path/to/file.py:function"
+    )
+
+
+def test_module_that_imports_what_is_not_there_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "needy.py").write_text("import no_such_module_anywhere\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    check_own_code("needy:build_net", "model")
+    with pytest.raises(InputError) as caught:
+        load_own_code("needy:build_net", "model")
+    assert str(caught.value) == (
+        "model 'needy:build_net': No module named 'no_such_module_anywhere'; "
         "install the module or give path/to/file.py:function"
     )
 

@@ -179,8 +179,9 @@ def test_unknown_path_leaves_the_network_as_it_was(small_network: nn.Sequential)
     assert small_network.get_submodule("relu").inplace
 
 
-def test_close_gives_in_place_activations_back(small_network: nn.Sequential) -> None:
+def test_close_gives_in_place_activations_back(small_network: nn.Sequential, images: Tensor) -> None:
     taps = LayerTaps(small_network, ["conv"])
+    small_network(images)
     assert not small_network.get_submodule("relu").inplace
     taps.close()
     assert small_network.get_submodule("relu").inplace
@@ -192,9 +193,44 @@ def test_close_leaves_other_activations_out_of_place() -> None:
     assert not network.get_submodule("1").inplace
 
 
-def test_an_exception_inside_gives_in_place_activations_back(small_network: nn.Sequential) -> None:
-    with pytest.raises(KeyboardInterrupt), LayerTaps(small_network, ["conv"]):
+def test_activations_that_spare_the_captured_tensors_stay_in_place(images: Tensor) -> None:
+    network = nn.Sequential(
+        nn.Conv2d(2, 2, 1), nn.ReLU(inplace=True), nn.Conv2d(2, 2, 1), nn.ReLU(inplace=True), nn.Conv2d(2, 2, 1)
+    )
+    with LayerTaps(network, ["1", "2"]) as taps:
+        network(images)
+        after_first, after_second = taps.take()
+        assert [network.get_submodule(path).inplace for path in ("1", "3")] == [True, False]
+    torch.testing.assert_close(after_first, network[:2](images))
+    torch.testing.assert_close(after_second, network[:3](images))
+
+
+def test_an_activation_spares_a_captured_tensor_of_which_it_is_given_a_view(images: Tensor) -> None:
+    network = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Flatten(), nn.ReLU(inplace=True))
+    with LayerTaps(network, ["0"]) as taps:
+        network(images)
+        (captured,) = taps.take()
+    assert (captured < 0).any()
+    torch.testing.assert_close(captured, network[0](images))
+
+
+def test_an_activation_that_runs_twice_spares_what_it_gave_first(images: Tensor) -> None:
+    activation = nn.LeakyReLU(inplace=True)
+    network = nn.Sequential(nn.Conv2d(2, 2, 1), activation, nn.Identity(), activation)
+    for _ in range(2):
+        with LayerTaps(network, ["2"]) as taps:
+            network(images)
+            (captured,) = taps.take()
+        torch.testing.assert_close(captured, functional.leaky_relu(network[0](images)))
+
+
+def test_an_exception_inside_gives_in_place_activations_back(small_network: nn.Sequential, images: Tensor) -> None:
+    def interrupted(*_call: object) -> None:
         raise KeyboardInterrupt
+
+    small_network.get_submodule("pool").register_forward_hook(interrupted)
+    with pytest.raises(KeyboardInterrupt), LayerTaps(small_network, ["conv"]):
+        small_network(images)
     assert small_network.get_submodule("relu").inplace
 
 
@@ -206,10 +242,11 @@ def test_closed_taps_capture_nothing(small_network: nn.Sequential, images: Tenso
         taps.take()
 
 
-def test_closing_twice_does_not_undo_what_came_between(small_network: nn.Sequential) -> None:
+def test_closing_twice_does_not_undo_what_came_between(small_network: nn.Sequential, images: Tensor) -> None:
     taps = LayerTaps(small_network, ["conv"])
     taps.close()
     other = LayerTaps(small_network, ["conv"])
+    small_network(images)
     taps.close()
     assert not small_network.get_submodule("relu").inplace
     other.close()
