@@ -145,7 +145,8 @@ class PlainProcess:
         self._process = context.Process(target=serve_plain_loop, args=(theirs, pair, device, threads))
         self._process.start()
         theirs.close()
-        self.peak_bytes = 0
+        # That all is built.
+        self.peak_bytes = self._pipe.recv()
 
     def train(self, steps: int) -> None:
         """Trains for some steps, and waits for them."""
@@ -164,6 +165,7 @@ def serve_plain_loop(pipe: Connection, pair: Pair, device: torch.device, threads
     data = random_images(IMAGES)
     images = np.ascontiguousarray(data.images.transpose(0, 2, 3, 1))
     loop = PlainLoop(*networks_of(pair), pair.stage, images, data.labels, MEAN, SD, BATCH, LR, device)
+    pipe.send(0)
     while steps := pipe.recv():
         before = memory_now(device)
         loop.train(steps)
