@@ -126,7 +126,7 @@ class HintedStudent(nn.Module):
             return LossTerms(classification, logit, logits.new_zeros(0))
         if self.hints.logit_weight > 0:
             assert taught.logits is not None
-            logit = self._logit_loss(logits, taught.logits, self.hints.temperature)
+            logit = self._logit_loss(logits, taught.logits, batch.labels, self.hints.temperature).mean()
         losses = cast(Iterable[HintLoss], self.hint_losses)
         hints = [
             self._hint(loss, feature, taught.features[path])
@@ -173,7 +173,7 @@ class HintedStudent(nn.Module):
     def _hint(self, loss: HintLoss, student: Tensor, teacher: Tensor) -> Tensor:
         with self._execution.autocast():
             student, teacher = loss.adapt(student, teacher)
-        return loss.compare(student.float(), teacher.float())
+        return loss.compare(student.float(), teacher.float()).mean()
 
     def close(self) -> None:
         """Takes the taps off the student."""

@@ -343,7 +343,6 @@ def _run_tune(
         preparation.layers.candidates,
         preparation.student,
         preparation.layers.distances,
-        study.space.loss.logit,
         study.seed,
         study.space.hints.metric_weights,
         preparation.similarity,

@@ -151,6 +151,7 @@ def suggest_parameters(
         may_be_off = space.weight.logit.optional and control != KD_ONLY
         parameters["weight.logit"] = _value(trial, "weight.logit", space.weight.logit, may_be_off)
     if parameters["weight.logit"] > 0:
+        parameters["loss.logit"] = _choice(trial, "loss.logit", space.loss.logit)
         parameters["temperature"] = _value(trial, "temperature", space.temperature)
     parameters["weight.classification"] = _value(trial, "weight.classification", space.weight.classification)
     parameters["lr"] = _value(trial, "lr", space.lr) if space.lr else recipe_lr
@@ -169,7 +170,8 @@ def default_parameters(space: Space, recipe_lr: float) -> Parameters:
         ranges["lr"] = space.lr
     switches = {f"{name}{SWITCH}": True for name, r in ranges.items() if r.optional}
     values = {name: r.default for name, r in ranges.items()}
-    return {"loss.hint": space.loss.hint[0], "lr": recipe_lr, **values, **switches}
+    losses = {"loss.hint": space.loss.hint[0], "loss.logit": space.loss.logit[0]}
+    return {**losses, "lr": recipe_lr, **values, **switches}
 
 
 def _chosen(name: str, parameters: Parameters) -> Any:

@@ -109,7 +109,7 @@ def _student_task(study: Study, teacher: Teacher, splits: DataSplits) -> Trainin
     hints = HintConfiguration(
         classification_weight=weight.classification.default,
         logit_weight=weight.logit.default,
-        logit_loss=study.space.loss.logit,
+        logit_loss=study.space.loss.logit[0],
         temperature=temperature.default,
     )
     lr = study.space.lr.default if study.space.lr else None

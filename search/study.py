@@ -90,6 +90,10 @@ def _compile_mode(value: Any) -> Any:
     return "off" if value is False else value
 
 
+def _several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
 def _distinct(names: Sequence[str]) -> Sequence[str]:
     for name in names:
         if names.count(name) > 1:
@@ -340,10 +344,14 @@ class HintSpace(Section):
 
 
 class LossSpace(Section):
-    """Which losses are searched; the first hint loss is the control arms' default."""
+    """Which losses are searched, one name or several; the first of each kind is the control arms' default."""
 
-    hint: Annotated[tuple[HintLossName, ...], AfterValidator(_distinct), Field(min_length=1)] = ("fitnet", "at", "sp")
-    logit: LogitLossName = "kd"
+    hint: Annotated[
+        tuple[HintLossName, ...], BeforeValidator(_several), AfterValidator(_distinct), Field(min_length=1)
+    ] = ("fitnet", "at", "sp")
+    logit: Annotated[
+        tuple[LogitLossName, ...], BeforeValidator(_several), AfterValidator(_distinct), Field(min_length=1)
+    ] = ("kd",)
 
 
 class WeightSpace(Section):

@@ -41,7 +41,6 @@ class HintResolver:
         teacher: the teacher's candidates.
         student: the student's candidates.
         distances: the teacher's layer metrics.
-        logit_loss: name of the logit loss.
         seed: of the study, for the random control.
         metric_weights: of layer metrics in a combination, 1 for one that is not in it.
         similarity: [teacher's candidates, student's candidates] for the pairing that reads it.
@@ -50,7 +49,6 @@ class HintResolver:
     teacher: tuple[Candidate, ...]
     student: tuple[Candidate, ...]
     distances: LayerDistances
-    logit_loss: str
     seed: int
     metric_weights: Mapping[str, float] = field(default_factory=dict)
     similarity: Matrix | None = None
@@ -69,7 +67,7 @@ class HintResolver:
                 pairs=self._pairs(selection, parameters) if selection else (),
                 classification_weight=parameters["weight.classification"],
                 logit_weight=parameters["weight.logit"],
-                logit_loss=self.logit_loss,
+                logit_loss=parameters.get("loss.logit", "kd"),
                 temperature=parameters.get("temperature", 4.0),
             ),
             selection,

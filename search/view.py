@@ -315,9 +315,15 @@ def trial_cells(arm: str, control: str, parameters: Mapping[str, Any]) -> tuple[
         points.replace("layer", "").replace(",", " "),
         str(parameters.get("loss.hint", "")),
         _short(parameters.get("weight.hint")),
-        _short(parameters.get("weight.logit")),
+        _logit_cell(parameters),
         _short(parameters.get("temperature")),
     )
+
+
+def _logit_cell(parameters: Mapping[str, Any]) -> str:
+    """The weight of the logit loss, and its name unless it is the usual one."""
+    name = parameters.get("loss.logit", "kd")
+    return " ".join([_short(parameters.get("weight.logit")), *([] if name == "kd" else [name])])
 
 
 def _in_three_columns(entry: Mapping[str, str]) -> dict[str, str]:

@@ -9,7 +9,8 @@ from hintsearch.distill.batches import Batch
 from hintsearch.distill.execution import Execution
 from hintsearch.distill.hint_configuration import HintConfiguration, HintPair
 from hintsearch.distill.hinted_student import HintedStudent, Labelling, LossTerms
-from hintsearch.distill.losses import HINT_LOSSES, FeatureShape, HintLoss, kd
+from hintsearch.distill.logit_losses import kd
+from hintsearch.distill.losses import HINT_LOSSES, FeatureShape, HintLoss
 from hintsearch.distill.teacher_pass import TeacherPass
 from hintsearch.models.errors import InputError
 from hintsearch.models.weights import weights_sha256
@@ -93,7 +94,7 @@ def test_terms_are_the_losses_of_the_named_layers(plain_network: PlainNetwork, b
     at, sp = HINT_LOSSES.get("at")(shape, shape), HINT_LOSSES.get("sp")(shape, shape)
     expected = LossTerms(
         classification=functional.cross_entropy(ours["logits"], batches[0].labels),
-        logit=kd(ours["logits"], theirs["logits"], 2.0),
+        logit=kd(ours["logits"], theirs["logits"], batches[0].labels, 2.0).mean(),
         hints=torch.stack([at(ours["conv1"], theirs["conv1"]), sp(ours["conv2"], theirs["conv2"])]),
     )
     torch.testing.assert_close(terms.classification, expected.classification)

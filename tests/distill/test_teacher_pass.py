@@ -6,7 +6,8 @@ import pytest
 import torch
 from hintsearch.distill.batches import Batch
 from hintsearch.distill.execution import Execution
-from hintsearch.distill.losses import HINT_LOSSES, LOGIT_LOSSES, FeatureShape
+from hintsearch.distill.logit_losses import LOGIT_LOSSES
+from hintsearch.distill.losses import HINT_LOSSES, FeatureShape
 from hintsearch.distill.teacher_pass import TeacherOutputs, TeacherPass
 from hintsearch.models.errors import InputError
 from hintsearch.models.folding import frozen
@@ -125,7 +126,7 @@ def test_logit_loss_is_the_same_of_a_folded_teacher(teacher: nn.Module, batches:
     for fold in (True, False):
         logits = taught(teacher, batches[0].images, (), fold_teacher=fold).logits
         assert logits is not None
-        values.append(LOGIT_LOSSES.get(name)(student, logits, 4.0).item())
+        values.append(LOGIT_LOSSES.get(name)(student, logits, batches[0].labels, 4.0).mean().item())
     assert values[0] == pytest.approx(values[1], rel=1e-5)
 
 

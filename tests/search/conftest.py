@@ -71,7 +71,7 @@ def resolver() -> HintResolver:
     halves = [np.triu(rng.random((len(teacher), len(teacher))), 1) for _ in METRICS]
     matrices = {name: half + half.T for name, half in zip(METRICS, halves, strict=True)}
     distances = LayerDistances(tuple(c.path for c in teacher), matrices, {}, 100)
-    return HintResolver(teacher, student, distances, "kd", seed=0)
+    return HintResolver(teacher, student, distances, seed=0)
 
 
 @pytest.fixture(scope="session")

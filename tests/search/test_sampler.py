@@ -211,7 +211,7 @@ def test_search_reaches_every_choice(many: list[dict[str, object]]) -> None:
 def test_control_s_first_trial_has_the_study_s_defaults(digits: Study, control: str) -> None:
     parameters, _ = ArmSampler(digits, NAME, 3).suggest(1, control)
     hints = {"hints.clusters": 3, "hints.metrics": "", "hints.selector": control, "loss.hint": "fitnet"}
-    logit = {"weight.logit": 1.0, "temperature": 4.0}
+    logit = {"weight.logit": 1.0, "loss.logit": "kd", "temperature": 4.0}
     expected = {"weight.hint": 1.0, **hints, **logit, "weight.classification": 1.0, "lr": digits.recipe.lr}
     if control in ("no_distillation", "kd_only"):
         expected = {key: value for key, value in expected.items() if key not in hints} | {"weight.hint": 0.0}
@@ -231,6 +231,18 @@ def test_trap_31_kd_only_keeps_its_logit_loss(digits: Study) -> None:
     sampler = ArmSampler(digits, NAME, 3)
     weights = [sampler.suggest(number, "kd_only")[0]["weight.logit"] for number in range(1, 31)]
     assert min(weights) >= 0.1
+
+
+def test_logit_losses_are_searched_where_there_are_several(studied: Callable[..., Study]) -> None:
+    sampler = ArmSampler(studied("space.loss.logit=[dkd, wsl]"), NAME, 3)
+    many = [sampler.suggest(number, "")[0] for number in range(1, 41)]
+    assert {parameters.get("loss.logit") for parameters in many} == {"dkd", "wsl", None}
+    assert all(("loss.logit" in parameters) == (parameters["weight.logit"] > 0) for parameters in many)
+
+
+def test_a_control_begins_with_the_first_logit_loss(studied: Callable[..., Study]) -> None:
+    sampler = ArmSampler(studied("space.loss.logit=[wsl, kd, dkd]"), NAME, 3)
+    assert sampler.suggest(1, "kd_only")[0]["loss.logit"] == "wsl"
 
 
 def test_control_has_as_many_hint_points_as_the_student_has_stages(digits: Study) -> None:

@@ -60,7 +60,12 @@ def refusal(key: str, value: Any) -> str:
             ["fitnets"],
             "space.loss.hint.0: unknown hint loss 'fitnets'; did you mean 'fitnet'? (at, ",
         ),
-        ("space.loss.logit", "dk", "space.loss.logit: unknown logit loss 'dk'; did you mean 'kd'? (kd)"),
+        (
+            "space.loss.logit",
+            "kdk",
+            "space.loss.logit.0: unknown logit loss 'kdk'; did you mean 'kd'? (dist, dkd, kd, kd_standardised, wsl)",
+        ),
+        ("space.loss.logit", ["kd", "kd"], "space.loss.logit: 'kd' is listed twice, but each may stand once; "),
         ("space.loss.hint", ["at", "sp", "at"], "space.loss.hint: 'at' is listed twice, but each may stand once; "),
         ("space.loss.hint", [], "space.loss.hint is [], but value should have at least 1 item"),
         ("layers.metrics", ["r2_cca", "cka_liner"], "layers.metrics.1: unknown layer metric 'cka_liner'; did you mean"),

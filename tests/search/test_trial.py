@@ -39,6 +39,11 @@ def test_weights_of_a_suggestion_are_those_of_the_configuration(resolver: HintRe
     assert {(pair.loss, pair.weight) for pair in configuration.pairs} == {("at", 0.3)}
 
 
+def test_logit_loss_of_a_suggestion_is_that_of_the_configuration(resolver: HintResolver) -> None:
+    configuration, _ = resolver.resolve(8, "", {**SEARCHED, "loss.logit": "wsl"})
+    assert configuration.logit_loss == "wsl"
+
+
 @pytest.mark.parametrize("clusters", [1, 2, 3, 5, 9])
 def test_every_hint_point_is_in_one_pair(resolver: HintResolver, clusters: int) -> None:
     configuration, selection = resolver.resolve(8, "", {**SEARCHED, "hints.clusters": clusters})
