@@ -190,9 +190,8 @@ def _read(spec: DataSpec, root: Path) -> RawData:
 
 
 def _checked_classes(spec: DataSpec, raw: RawData) -> int:
-    """The number of classes, once every label is known to be one of them."""
-    parts = [part for part in (raw.train, raw.validation, raw.test) if part is not None]
-    classes = spec.classes or int(max(part.labels.max() for part in parts)) + 1
+    """The number of classes, once every label is known to be one of them; the training images show what they are."""
+    classes = spec.classes or int(raw.train.labels.max()) + 1
     for split, part in (("training", raw.train), ("validation", raw.validation), ("test", raw.test)):
         if part is None:
             continue
@@ -201,7 +200,7 @@ def _checked_classes(spec: DataSpec, raw: RawData) -> int:
             row = int(wrong[0])
             ours = f"image {row} of the {split} images of {spec.name}"
             where = ours if isinstance(part, ImageSet) else part.name(row)
-            mend = "mend the labels or data.classes" if spec.classes else "mend the labels"
+            mend = "mend the labels or data.classes" if spec.classes else "mend the labels, or give data.classes"
             raise InputError(f"{where} has the label {part.labels[row]}, but labels must be 0..{classes - 1}; {mend}")
     return classes
 

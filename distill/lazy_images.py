@@ -100,8 +100,9 @@ class UnreadableImages:
         if found > self.limit:
             # Threads find them in any order.
             named = ", ".join(sorted(self._names)[:_NAMED]) + (", ..." if found > _NAMED else "")
+            images = "1 image" if found == 1 else f"{found} images"
             raise InputError(
-                f"{found} images cannot be read ({named}), but data.unreadable tolerates {self.limit}; "
+                f"{images} cannot be read ({named}), but data.unreadable tolerates {self.limit}; "
                 "mend or remove them, or raise data.unreadable"
             )
 

@@ -34,12 +34,13 @@ def dkd(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) ->
 
     The divergence among the other classes is not scaled by the teacher's doubt, as it is in `kd`.
     """
-    target = functional.one_hot(labels, student.shape[1]).bool()
+    target = labels[:, None] == torch.arange(student.shape[1], device=labels.device)
     ours, theirs = student / temperature, teacher / temperature
     of_target = _divergence(_target_and_rest(ours, target), _target_and_rest(theirs, target))
-    # With two classes there is one other, and nothing to tell.
-    others = [logits[~target].view(len(labels), -1) for logits in (ours, theirs)]
-    return temperature**2 * (of_target + DKD_BETA * _divergence(*others))
+    # Of the other classes; the target has no share in either, so that it adds nothing.
+    log_ours, log_theirs = (_log_shares_without(logits, target) for logits in (ours, theirs))
+    of_others = (log_theirs.exp().masked_fill(target, 0) * (log_theirs - log_ours)).sum(dim=1)
+    return temperature**2 * (of_target + DKD_BETA * of_others)
 
 
 @LOGIT_LOSSES.register("wsl", source="Zhou et al. 2021, arXiv 2102.00650", kind="logits", needs="logits and labels")
@@ -83,7 +84,16 @@ def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
 
 def _target_and_rest(logits: Tensor, target: Tensor) -> Tensor:
     """Logits [B, 2] of the target class, and of all others as one; `target` [B, C] is true at the target."""
-    return torch.stack([logits[target], logits.masked_fill(target, -torch.inf).logsumexp(dim=1)], dim=1)
+    rest = logits.masked_fill(target, -torch.inf).logsumexp(dim=1)
+    return torch.stack([logits.masked_fill(~target, 0).sum(dim=1), rest], dim=1)
+
+
+def _log_shares_without(logits: Tensor, target: Tensor) -> Tensor:
+    """Logarithms of the shares of the other classes [B, C]; 0 at the target, where there is none.
+
+    Masks instead of indices: which would have to be counted on the device first, and waited for.
+    """
+    return functional.log_softmax(logits.masked_fill(target, -torch.inf), dim=1).masked_fill(target, 0)
 
 
 def _correlation(ours: Tensor, theirs: Tensor) -> Tensor:

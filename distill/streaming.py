@@ -85,11 +85,11 @@ class StreamedImages(Batches):
         self, order: Tensor, batch_size: int, read: Callable[[int], Tensor | None], fewest: int
     ) -> Iterator[tuple[Tensor, list[Tensor]]]:
         """The indices of each batch, on the device, and its images uint8 [C, H, W]."""
+        # Pinned, so that the copy to the device waits for no kernel.
         on_gpu = self._device.type == "cuda"
 
         def ready(row: int) -> Tensor | None:
             image = read(row)
-            # Pinned, so that the copy to the device waits for no kernel.
             return image.pin_memory() if on_gpu and image is not None else image
 
         rows = order.tolist()
@@ -101,7 +101,8 @@ class StreamedImages(Batches):
                 found = [(row, image) for row, image in decoded if image is not None]
                 self._split.unreadable.check()
                 if len(found) >= min(fewest, stop - start):
-                    yield torch.tensor([row for row, _ in found], device=self._device), [image for _, image in found]
+                    indices = torch.tensor([row for row, _ in found], pin_memory=on_gpu)
+                    yield indices.to(self._device, non_blocking=True), [image for _, image in found]
         finally:
             decoding.close()
 

@@ -2,7 +2,7 @@
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -162,7 +162,10 @@ def imbalance_note(study: Study, splits: DataSplits) -> str | None:
 
 
 def estimate(study: Study, checked: Checked, trials: int) -> Estimate:
-    """Trains two epochs of a control's hint configuration, the teacher untrained, and extrapolates."""
+    """Trains two epochs of a control's hint configuration, the teacher untrained, and extrapolates.
+
+    Without torch.compile: what it takes at the start of each trial is no matter of epochs.
+    """
     splits, shapes = checked.splits, checked.shapes
     points = select_control(shapes.teacher, shapes.stages, "stage_ends", np.random.default_rng(0))
     chosen = [shapes.teacher[index - 1] for index in points.indices]
@@ -170,8 +173,10 @@ def estimate(study: Study, checked: Checked, trials: int) -> Estimate:
     hints = HintConfiguration(
         tuple(HintPair(point.path, layer.path, study.space.loss.hint[0], 1.0) for point, layer in pairs),
         logit_weight=1.0,
+        logit_loss=study.space.loss.logit[0],
     )
     spec = teacher_spec(study, splits)
+    execution = replace(local_execution(study.resources, on_gpu=False)[0], compile="off")
     with torch_threads(study.resources.cpus_per_trial):
         trainer = Trainer(
             student_spec(study, splits),
@@ -181,7 +186,7 @@ def estimate(study: Study, checked: Checked, trials: int) -> Estimate:
             Seeds(),
             hints=hints,
             teacher=TeacherNetwork(build_model(spec), spec.preprocessing),
-            execution=local_execution(study.resources, on_gpu=False)[0],
+            execution=execution,
         )
         started = time.perf_counter()
         for _ in trainer.epochs():

@@ -433,11 +433,12 @@ def _announcement(name: str, study: Study, cost: Estimate) -> str:
     """What the search will cost at most, before anything is spent."""
     gpu_hours = cost.training_seconds / 3600 * study.resources.gpus_per_trial
     device = "measured on this machine's CPU" if gpu_hours else "measured"
+    compiling = "" if study.resources.compile == "off" else ", and what torch.compile takes in each trial"
     teacher = "is cached" if cost.teacher_cached else f"is trained first, {study.teacher.recipe.epochs} epochs"
     return (
         f"Search {name}: {cost.trials} trials of at most {study.budget.rungs[-1]} epochs, "
         f"{cost.epoch_seconds:.2f} s an epoch ({device}): at most {_duration(cost.wall_seconds)} and "
-        f"{gpu_hours:.1f} GPU-hours. The teacher {teacher}."
+        f"{gpu_hours:.1f} GPU-hours{compiling}. The teacher {teacher}."
     )
 
 

@@ -410,7 +410,10 @@ def test_class_that_only_test_has_is_an_error(tmp_path: Path) -> None:
     folder = write_folder(tmp_path)
     images, labels = numbered(10, 5)
     np.savez(tmp_path / "test.npz", images=images, labels=labels)
-    assert error_of(folder).startswith(f"the train split of {folder} has no image of class 4 of 0..4;")
+    assert error_of(folder) == (
+        f"image 4 of the test images of {folder} has the label 4, but labels must be 0..3; "
+        "mend the labels, or give data.classes"
+    )
 
 
 def test_gap_between_the_classes_is_an_error(tmp_path: Path) -> None:

@@ -286,6 +286,15 @@ def test_a_step_along_the_gradient_brings_the_student_nearer(name: str) -> None:
     assert loss(student - 1e-3 * gradient, teacher) < loss(student, teacher)
 
 
+@pytest.mark.parametrize("name", GOLDEN)
+def test_hint_loss_waits_for_no_device(name: str) -> None:
+    """Nothing on the meta device has a value: what would have to be read back fails there, on a GPU it would wait."""
+    loss = HINT_LOSSES.get(name)(FeatureShape(3, 4, 4), FeatureShape(5, 2, 2)).to("meta")
+    student = torch.empty(8, 3, 4, 4, device="meta", requires_grad=True)
+    loss(student, torch.empty(8, 5, 2, 2, device="meta")).backward()
+    assert student.grad is not None
+
+
 def test_vid_is_least_where_its_variance_is_the_mean_squared_error() -> None:
     student, teacher = features((4, 3, 4, 4), 1), features((4, 1, 4, 4), 2)
     loss = make_loss("vid", student, teacher)

@@ -174,6 +174,15 @@ def test_logit_loss_of_single_images_is_told_for_each(name: str) -> None:
     assert together.tolist() == pytest.approx(alone, rel=1e-12)
 
 
+@pytest.mark.parametrize("name", GOLDEN)
+def test_logit_loss_waits_for_no_device(name: str) -> None:
+    """Nothing on the meta device has a value: what would have to be read back fails there, on a GPU it would wait."""
+    student = torch.empty(8, 5, device="meta", requires_grad=True)
+    labels = torch.empty(8, dtype=torch.long, device="meta")
+    LOGIT_LOSSES.get(name)(student, torch.empty(8, 5, device="meta"), labels, 4.0).mean().backward()
+    assert student.grad is not None
+
+
 def test_kd_of_an_undecided_student_is_the_closed_form() -> None:
     student = torch.zeros(1, 2, dtype=torch.float64)
     teacher = torch.tensor([[4 * math.log(3), 0.0]], dtype=torch.float64)

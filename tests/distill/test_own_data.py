@@ -301,7 +301,9 @@ def test_number_of_targets_must_be_that_of_the_items(code: Any) -> None:
 def test_negative_label_is_an_error_that_names_the_item(code: Any) -> None:
     lines = "def made():\n    found = Numbered()\n    found.labels = [-1] + 29 * [0]\n    return found, None, None\n"
     name = code("made", lines)
-    assert error_of(name) == (f"item 0 of train of {name} has the label -1, but labels must be 0..0; mend the labels")
+    assert error_of(name) == (
+        f"item 0 of train of {name} has the label -1, but labels must be 0..0; mend the labels, or give data.classes"
+    )
 
 
 def test_unreadable_item_without_targets_is_an_error_with_the_mend(code: Any) -> None:
