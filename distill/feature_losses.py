@@ -72,8 +72,7 @@ class AttentionTransfer(HintLoss):
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """[B, C_S, H_S, W_S], [B, C_T, H_T, W_T] → [B]."""
-        student, teacher = same_size(student, teacher)
-        return (_attention(student) - _attention(teacher)).square().mean(dim=1)
+        return _attention_difference(student, teacher).square().mean(dim=1)
 
 
 @HINT_LOSSES.register("ft", source="Kim et al. 2018, arXiv 1802.04977", kind="hint", needs="feature maps")
@@ -85,8 +84,7 @@ class FactorTransfer(HintLoss):
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """[B, C_S, H_S, W_S], [B, C_T, H_T, W_T] → [B]."""
-        student, teacher = same_size(student, teacher)
-        return (_attention(student) - _attention(teacher)).abs().mean(dim=1)
+        return _attention_difference(student, teacher).abs().mean(dim=1)
 
 
 @HINT_LOSSES.register("nst", source="Huang & Wang 2017, arXiv 1707.01219", kind="hint", needs="feature maps")
@@ -162,8 +160,12 @@ def _squared_error(student: Tensor, teacher: Tensor) -> Tensor:
     return functional.mse_loss(student, teacher, reduction="none").mean(dim=(1, 2, 3))
 
 
-def _attention(feature: Tensor) -> Tensor:
-    return functional.normalize(feature.square().mean(dim=1).flatten(1), dim=1)
+def _attention_difference(student: Tensor, teacher: Tensor) -> Tensor:
+    """Between the L2-normalised maps of squared activations, [B, C_S, H_S, W_S], [B, C_T, H_T, W_T] → [B, pixels]."""
+    ours, theirs = (
+        functional.normalize(feature.square().mean(dim=1).flatten(1), dim=1) for feature in same_size(student, teacher)
+    )
+    return ours - theirs
 
 
 def _kernel(ours: Tensor, theirs: Tensor) -> Tensor:

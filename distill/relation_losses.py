@@ -72,7 +72,7 @@ class ProbabilisticKnowledgeTransfer(HintLoss):
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """[B, C_S, H_S, W_S], [B, C_T, H_T, W_T] → [B], of the rows."""
         ours, theirs = (_shares(_cosines(_pooled(feature))) for feature in (student, teacher))
-        return (theirs * ((theirs + _TINY) / (ours + _TINY)).log()).mean(dim=1)
+        return (theirs * _log_ratio(theirs, ours)).mean(dim=1)
 
 
 @HINT_LOSSES.register(
@@ -87,11 +87,8 @@ class SymmetricProbabilisticKnowledgeTransfer(HintLoss):
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """[B, C_S, H_S, W_S], [B, C_T, H_T, W_T] → [B], of the rows."""
         student, teacher = _pooled(student), _pooled(teacher)
-        divergence = torch.zeros(len(student), dtype=student.dtype, device=student.device)
-        for affinities in (_cosines, _nearness):
-            ours, theirs = _shares(affinities(student)), _shares(affinities(teacher))
-            divergence = divergence + ((theirs - ours) * ((theirs + _TINY) / (ours + _TINY)).log()).mean(dim=1)
-        return divergence
+        of_cosines = _jeffreys(_shares(_cosines(student)), _shares(_cosines(teacher)))
+        return of_cosines + _jeffreys(_shares(_nearness(student)), _shares(_nearness(teacher)))
 
 
 def _pooled(feature: Tensor) -> Tensor:
@@ -136,6 +133,15 @@ def _cosines(vectors: Tensor) -> Tensor:
 def _nearness(vectors: Tensor) -> Tensor:
     """1/(1 + distance), [B, D] → [B, B]."""
     return 1 / (1 + _distances(vectors))
+
+
+def _log_ratio(shares: Tensor, others: Tensor) -> Tensor:
+    return ((shares + _TINY) / (others + _TINY)).log()
+
+
+def _jeffreys(ours: Tensor, theirs: Tensor) -> Tensor:
+    """The divergence both ways, mean over a row; [B, B] each → [B]."""
+    return ((theirs - ours) * _log_ratio(theirs, ours)).mean(dim=1)
 
 
 def _shares(affinities: Tensor) -> Tensor:

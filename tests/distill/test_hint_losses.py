@@ -55,33 +55,6 @@ def to_smaller_map(student: Array, teacher: Array) -> tuple[Array, Array]:
     return pooled(student, *size), pooled(teacher, *size)
 
 
-def golden_fitnet(loss: HintLoss, student: Array, teacher: Array) -> float:
-    regressor = loss.get_submodule("regressor")
-    assert isinstance(regressor, nn.Conv2d)
-    assert regressor.bias is not None
-    student, teacher = to_smaller_map(student, teacher)
-    weight, bias = regressor.weight.detach().numpy()[:, :, 0, 0], regressor.bias.detach().numpy()
-    guess = np.einsum("ts,bshw->bthw", weight, student) + bias[:, None, None]
-    return float(((guess - teacher) ** 2).mean())
-
-
-def golden_at(_loss: HintLoss, student: Array, teacher: Array) -> float:
-    maps = []
-    for feature in to_smaller_map(student, teacher):
-        energy = (feature**2).mean(axis=1).reshape(len(feature), -1)
-        maps.append(energy / np.sqrt((energy**2).sum(axis=1, keepdims=True)))
-    return float(((maps[0] - maps[1]) ** 2).mean())
-
-
-def golden_sp(_loss: HintLoss, student: Array, teacher: Array) -> float:
-    grams = []
-    for feature in (student, teacher):
-        flat = feature.reshape(len(feature), -1)
-        gram = flat @ flat.T
-        grams.append(gram / np.sqrt((gram**2).sum(axis=1, keepdims=True)))
-    return float(np.linalg.norm(grams[0] - grams[1], "fro") ** 2 / len(student) ** 2)
-
-
 def regressed(loss: HintLoss, student: Array, teacher: Array) -> tuple[Array, Array]:
     """Both of one size, the student after the loss's 1×1 convolution if it has one."""
     student, teacher = to_smaller_map(student, teacher)
@@ -93,6 +66,33 @@ def regressed(loss: HintLoss, student: Array, teacher: Array) -> tuple[Array, Ar
     weight, bias = regressor.weight.detach().numpy()[:, :, 0, 0], regressor.bias.detach().numpy()
     guess: Array = np.einsum("ts,bshw->bthw", weight, student) + bias[:, None, None]
     return guess, teacher
+
+
+def golden_fitnet(loss: HintLoss, student: Array, teacher: Array) -> float:
+    assert isinstance(loss.get_submodule("regressor"), nn.Conv2d)
+    return golden_mse(loss, student, teacher)
+
+
+def attention_maps(student: Array, teacher: Array) -> tuple[Array, Array]:
+    maps = []
+    for feature in to_smaller_map(student, teacher):
+        energy = (feature**2).mean(axis=1).reshape(len(feature), -1)
+        maps.append(energy / np.sqrt((energy**2).sum(axis=1, keepdims=True)))
+    return maps[0], maps[1]
+
+
+def golden_at(_loss: HintLoss, student: Array, teacher: Array) -> float:
+    ours, theirs = attention_maps(student, teacher)
+    return float(((ours - theirs) ** 2).mean())
+
+
+def golden_sp(_loss: HintLoss, student: Array, teacher: Array) -> float:
+    grams = []
+    for feature in (student, teacher):
+        flat = feature.reshape(len(feature), -1)
+        gram = flat @ flat.T
+        grams.append(gram / np.sqrt((gram**2).sum(axis=1, keepdims=True)))
+    return float(np.linalg.norm(grams[0] - grams[1], "fro") ** 2 / len(student) ** 2)
 
 
 def golden_mse(loss: HintLoss, student: Array, teacher: Array) -> float:
@@ -107,11 +107,8 @@ def golden_cosine(loss: HintLoss, student: Array, teacher: Array) -> float:
 
 
 def golden_ft(_loss: HintLoss, student: Array, teacher: Array) -> float:
-    maps = []
-    for feature in to_smaller_map(student, teacher):
-        energy = (feature**2).mean(axis=1).reshape(len(feature), -1)
-        maps.append(energy / np.sqrt((energy**2).sum(axis=1, keepdims=True)))
-    return float(np.abs(maps[0] - maps[1]).mean())
+    ours, theirs = attention_maps(student, teacher)
+    return float(np.abs(ours - theirs).mean())
 
 
 def golden_nst(_loss: HintLoss, student: Array, teacher: Array) -> float:
