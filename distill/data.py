@@ -52,6 +52,7 @@ class DataSplits:
         classes: number of classes.
         mean: channel means in 0..1 used to normalise.
         sd: channel standard deviations used to normalise.
+        meta: training images set aside for dynamic weights to learn on; None: none are.
     """
 
     train: Split
@@ -60,6 +61,7 @@ class DataSplits:
     classes: int
     mean: tuple[float, ...]
     sd: tuple[float, ...]
+    meta: Split | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -111,7 +113,8 @@ def load_data(spec: DataSpec, default_root: Path) -> DataSplits:
     if raw.validation is None:
         _check_split(spec, classes, "validation", theirs)
     mean, sd = _normalisation(spec, raw, ours)
-    return DataSplits(ours, theirs, last, classes, mean, sd)
+    meta, taught = _meta(spec, classes, ours, rng)
+    return DataSplits(taught, theirs, last, classes, mean, sd, meta)
 
 
 def balanced_split(
@@ -213,6 +216,22 @@ def _check_split(spec: DataSpec, classes: int, name: str, split: Split) -> None:
             f"the {name} split of {spec.name} has no image of class {absent} of 0..{classes - 1}; "
             "raise data.train_fraction or change data.validation_fraction"
         )
+
+
+def _meta(spec: DataSpec, classes: int, train: Split, rng: np.random.Generator) -> tuple[Split | None, Split]:
+    """The images set aside for dynamic weights, and those left to train on."""
+    if spec.meta_images == 0:
+        return None, train
+    if not classes <= spec.meta_images <= len(train) / 2:
+        raise InputError(
+            f"dynamic_weights.meta_images is {spec.meta_images}, but must be at least one for each of the {classes} "
+            f"classes and at most half of the {len(train)} training images; choose {classes}..{len(train) // 2}"
+        )
+    drawn, left = balanced_split(train.labels, spec.meta_images / len(train), rng)
+    meta, kept = train.subset(drawn), train.subset(left)
+    _check_split(spec, classes, "meta", meta)
+    _check_split(spec, classes, "train", kept)
+    return meta, kept
 
 
 def _normalisation(spec: DataSpec, raw: RawData, train: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -27,6 +27,7 @@ class DataSpec:
         workers: decoding threads of a split that is decoded when it is read.
         unreadable: how many unreadable images are left out; more are an error.
         classes: number of classes; None: as many as the labels say.
+        meta_images: training images set aside for dynamic weights to learn on, as many of each class.
     """
 
     name: str = "digits"
@@ -44,6 +45,7 @@ class DataSpec:
     workers: int = 2
     unreadable: int = 0
     classes: int | None = None
+    meta_images: int = 0
 
     @property
     def image_size(self) -> tuple[int, int] | None:

@@ -9,7 +9,13 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from .hint_loss import HINT_LOSSES, FeatureShape, HintLoss, same_size
+from ..models.errors import InputError
+from ..models.filter_norms import strongest_channels
+from ..models.taps import INPUT
+from .hint_loss import HINT_LOSSES, FeatureShape, HintLoss, TeacherLayer, same_size
+
+# The hint loss of InDistill's warm-up.
+STRONGEST_CHANNELS = "strongest_channels"
 
 
 class _Regressed(HintLoss):
@@ -40,6 +46,59 @@ class FitNet(_Regressed):
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """[B, C_T, H, W] each → [B]."""
+        return _squared_error(student, teacher)
+
+
+@HINT_LOSSES.register("fitnet_3x3", source="Romero et al. 2015, arXiv 1412.6550", kind="hint", needs="3×3 convolution")
+class WideFitNet(FitNet):
+    """`fitnet` with a 3×3 convolution, which sees the neighbours of a pixel, too; the map keeps its size."""
+
+    def __init__(self, student: FeatureShape, teacher: FeatureShape) -> None:
+        super().__init__(student, teacher)
+        self.regressor = nn.Conv2d(student.channels, teacher.channels, 3, padding=1)
+
+
+@HINT_LOSSES.register(
+    STRONGEST_CHANNELS,
+    source="Sarridis et al. 2022, arXiv 2205.10003 (the warm-up of InDistill)",
+    kind="hint",
+    needs="a convolution or linear layer that makes all channels of the teacher's layer",
+)
+class StrongestChannels(HintLoss):
+    """Mean squared error with those channels of the teacher whose filters have the largest L1 norm, without adapters.
+
+    As many as the student has, in their order. Of a student with more channels than the teacher, which the paper does
+    not have, the first ones learn.
+    """
+
+    channels: Tensor
+
+    def __init__(self, student: FeatureShape, teacher: FeatureShape) -> None:
+        super().__init__(student, teacher)
+        self.register_buffer("channels", torch.arange(min(student.channels, teacher.channels)))
+        self._all = student.channels >= teacher.channels
+
+    def read_teacher(self, layer: TeacherLayer) -> None:
+        """Chooses the channels; of a teacher with no more than the student there is nothing to choose.
+
+        Raises:
+            InputError: no convolution or linear layer makes all channels of the layer.
+        """
+        if not self._all:
+            if layer.path.endswith(INPUT):
+                raise InputError(
+                    f"strongest_channels scores the filters behind what a layer gives, but {layer.path!r} is what one "
+                    "is given; choose another loss for it"
+                )
+            chosen = strongest_channels(layer.network, layer.path, layer.image_shape, len(self.channels))
+            self.channels.copy_(chosen)
+
+    def adapt(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, C_S, H_S, W_S], [B, C_T, H_T, W_T] → [B, min(C_S, C_T), H, W] each."""
+        return same_size(student[:, : len(self.channels)], teacher[:, self.channels])
+
+    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """[B, C, H, W] each → [B]."""
         return _squared_error(student, teacher)
 
 
@@ -108,16 +167,7 @@ class HierarchicalContextLoss(_RegressedIfNeeded):
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """[B, C_T, H, W] each → [B]."""
-        error, weight, total = _squared_error(student, teacher), 1.0, 1.0
-        for side in (4, 2, 1):
-            # As published: by the height.
-            if side >= student.shape[2]:
-                continue
-            weight /= 2
-            total += weight
-            pooled = [functional.adaptive_avg_pool2d(feature, side) for feature in (student, teacher)]
-            error = error + weight * _squared_error(*pooled)
-        return error / total
+        return hierarchical_error(student, teacher)
 
 
 @HINT_LOSSES.register(
@@ -153,6 +203,20 @@ class VariationalInformationDistillation(HintLoss):
         """[B, C_T, H, W] each → [B]."""
         variance = (functional.softplus(self.raw_variance) + self.SMALLEST_VARIANCE)[:, None, None]
         return ((student - teacher).square() / variance + variance.log()).mean(dim=(1, 2, 3)) / 2
+
+
+def hierarchical_error(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared errors of the maps and of their averages on 4×4, 2×2 and 1×1 pixels; [B, C, H, W] each → [B]."""
+    error, weight, total = _squared_error(student, teacher), 1.0, 1.0
+    for side in (4, 2, 1):
+        # As published: by the height.
+        if side >= student.shape[2]:
+            continue
+        weight /= 2
+        total += weight
+        pooled = [functional.adaptive_avg_pool2d(feature, side) for feature in (student, teacher)]
+        error = error + weight * _squared_error(*pooled)
+    return error / total
 
 
 def _squared_error(student: Tensor, teacher: Tensor) -> Tensor:

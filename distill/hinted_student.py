@@ -1,19 +1,20 @@
 """The trainable whole, student and hint adapters, and the terms of its loss."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from ..models.candidates import list_candidates
 from ..models.errors import InputError
 from ..models.taps import LayerTaps
 from .batches import Batch
 from .execution import Execution
 from .hint_configuration import HintConfiguration
-from .losses import HINT_LOSSES, LOGIT_LOSSES, FeatureShape, HintLoss
+from .hint_terms import HintTerm, make_hint_terms
+from .loss_names import find_logit_loss
+from .losses import Samples
 from .teacher_pass import TeacherOutputs
 
 SMALLEST_NORMALISER = 1e-8
@@ -26,12 +27,27 @@ class LossTerms:
     Attributes:
         classification: cross-entropy, scalar.
         logit: logit loss, scalar; 0 if the configuration has none.
-        hints: raw hint losses [pairs], before normalisation.
+        hints: raw hint losses [terms], before normalisation.
     """
 
     classification: Tensor
     logit: Tensor
     hints: Tensor
+
+
+@dataclass(frozen=True)
+class SampleLosses:
+    """The terms of one batch before any mean is taken.
+
+    Attributes:
+        logits: the student's, float32 [B, classes].
+        logit: logit loss of each image [B], or a scalar where it is one of the whole batch; None if there is none.
+        hints: raw hint losses, each likewise.
+    """
+
+    logits: Tensor
+    logit: Tensor | None
+    hints: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -61,13 +77,14 @@ class HintedStudent(nn.Module):
         teacher_shape: the same for the teacher.
         labelling: how labels become a loss.
         execution: how the student runs.
+        labels: int64 [N] of all training images, for hint losses that read them; None: there are none.
 
     Raises:
         InputError: a layer that one of the networks does not have, an unknown loss, a missing teacher.
     """
 
     normalisers: Tensor
-    _pair_weights: Tensor
+    _hint_weights: Tensor
     _class_weights: Tensor | None
 
     def __init__(
@@ -79,69 +96,112 @@ class HintedStudent(nn.Module):
         teacher_shape: tuple[int, int, int] | None = None,
         labelling: Labelling | None = None,
         execution: Execution | None = None,
+        labels: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.student = student
         self.hints = hints
         self._execution, self._labelling = execution or Execution(), labelling or Labelling()
-        pairs = hints.active_pairs
         if hints.needs_teacher and teacher is None:
             raise InputError("the hint configuration has a logit or hint loss, but there is no teacher")
-        self.hint_losses = nn.ModuleList()
-        if teacher is not None:
-            ours = _shapes(student, [pair.student_layer for pair in pairs], student_shape)
-            theirs = _shapes(teacher, [pair.teacher_layer for pair in pairs], teacher_shape or student_shape)
-            for pair, our, their in zip(pairs, ours, theirs, strict=True):
-                loss = HINT_LOSSES.get(pair.loss)(our, their)
-                loss.read_teacher(teacher.get_submodule(pair.teacher_layer))
-                self.hint_losses.append(loss)
-        self.register_buffer("normalisers", torch.ones(len(pairs)))
+        terms: list[HintTerm] = []
+        if teacher is not None and hints.has_hint_terms:
+            terms = make_hint_terms(hints, student, teacher, student_shape, teacher_shape or student_shape, labels)
+        self._terms = nn.ModuleList(terms)
+        self.register_buffer("normalisers", torch.ones(len(terms)))
         # Buffers, so that no step copies them to the device; not checkpointed, for they are the configuration's.
-        self.register_buffer("_pair_weights", torch.tensor([pair.weight for pair in pairs]), persistent=False)
+        self.register_buffer("_hint_weights", torch.tensor([term.weight for term in terms]), persistent=False)
         weights = self._labelling.class_weights
         self.register_buffer("_class_weights", torch.tensor(weights) if weights else None, persistent=False)
-        self._logit_loss = LOGIT_LOSSES.get(hints.logit_loss)
-        self._taps = LayerTaps(student, [pair.student_layer for pair in pairs])
+        self._logit_loss = find_logit_loss(hints.logit_loss)
+        self._taps = LayerTaps(student, list(dict.fromkeys(path for term in terms for path in term.student_taps)))
+
+    @property
+    def hint_terms(self) -> tuple[HintTerm, ...]:
+        """The hint terms, in the order of `LossTerms.hints`."""
+        return tuple(cast(Iterable[HintTerm], self._terms))
 
     @property
     def teacher_layers(self) -> tuple[str, ...]:
-        """What is read of the teacher, one path a pair."""
-        return tuple(pair.teacher_layer for pair in self.hints.active_pairs)
+        """What is read of the teacher, each path once."""
+        return tuple(dict.fromkeys(path for term in self.hint_terms for path in term.teacher_taps))
 
-    def terms(self, batch: Batch, taught: TeacherOutputs | None = None) -> LossTerms:
-        """The loss terms of one batch; the student runs in its present mode.
+    @property
+    def hint_scales(self) -> Tensor:
+        """What raw hint terms are multiplied by [terms]: weight over normaliser."""
+        return self._hint_weights / self.normalisers
+
+    @property
+    def draws(self) -> bool:
+        """Whether a hint loss reads torch's global generator."""
+        return any(term.loss.draws for term in self.hint_terms)
+
+    @property
+    def pair_normalisers(self) -> tuple[float | None, ...]:
+        """For each pair of the configuration the constant that its loss is divided by; None: it is left out."""
+        found = zip(self.hint_terms, self.normalisers.tolist(), strict=True)
+        by_pair = {id(pair): value for term, value in found for pair in term.pairs}
+        return tuple(by_pair.get(id(pair)) for pair in self.hints.pairs)
+
+    def sample_losses(self, batch: Batch, taught: TeacherOutputs | None = None, precise: bool = False) -> SampleLosses:
+        """The losses of one batch before any mean; the student runs in its present mode.
 
         Args:
             batch: images and labels.
             taught: what the teacher says of the same batch; None if the configuration reads nothing of it.
+            precise: whether everything runs in float32, whatever the execution says.
         """
-        with self._execution.autocast():
-            logits = self.student(batch.images).float()
-            features = self._taps.take()
-        classification = nn.functional.cross_entropy(
-            logits, batch.labels, self._class_weights, label_smoothing=self._labelling.smoothing
-        )
-        logit = logits.new_zeros(())
+        execution = replace(self._execution, precision="fp32") if precise else self._execution
+        logits, features = self._run(batch.images, execution)
         if taught is None:
-            return LossTerms(classification, logit, logits.new_zeros(0))
+            return SampleLosses(logits, None, ())
+        logit = None
         if self.hints.logit_weight > 0:
             assert taught.logits is not None
-            logit = self._logit_loss(logits, taught.logits, batch.labels, self.hints.temperature).mean()
-        losses = cast(Iterable[HintLoss], self.hint_losses)
-        hints = [
-            self._hint(loss, feature, taught.features[path])
-            for loss, feature, path in zip(losses, features, self.teacher_layers, strict=True)
-        ]
-        return LossTerms(classification, logit, torch.stack(hints) if hints else logits.new_zeros(0))
+            logit = self._logit_loss(logits, taught.logits, batch.labels, self.hints.temperature)
+        samples = Samples(batch.indices, batch.labels)
+        hints = [term(features, taught.features, samples, execution) for term in self.hint_terms]
+        return SampleLosses(logits, logit, tuple(hints))
+
+    def hint_loss(self, number: int, batch: Batch, taught: TeacherOutputs) -> Tensor:
+        """One hint term alone, raw and a mean over the images; arguments as those of `sample_losses`."""
+        _, features = self._run(batch.images, self._execution)
+        samples = Samples(batch.indices, batch.labels)
+        loss: Tensor = self.hint_terms[number](features, taught.features, samples, self._execution)
+        return loss.mean()
+
+    def terms(self, batch: Batch, taught: TeacherOutputs | None = None) -> LossTerms:
+        """The loss terms of one batch, means over its images; arguments as those of `sample_losses`."""
+        return self.means(self.sample_losses(batch, taught), batch.labels)
+
+    def means(self, losses: SampleLosses, labels: Tensor) -> LossTerms:
+        """The terms of a batch with labels [B], means of its losses."""
+        nothing = losses.logits.new_zeros(())
+        logit = nothing if losses.logit is None else losses.logit.mean()
+        hints = torch.stack([hint.mean() for hint in losses.hints]) if losses.hints else losses.logits.new_zeros(0)
+        return LossTerms(self.classification(losses.logits, labels), logit, hints)
+
+    def label_loss(self, batch: Batch) -> Tensor:
+        """The cross-entropy of one batch alone, scalar; the student runs in its present mode."""
+        logits, _ = self._run(batch.images, self._execution)
+        return self.classification(logits, batch.labels)
+
+    def classification(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The cross-entropy of logits [B, classes] with labels [B], as the labelling has it; scalar."""
+        return nn.functional.cross_entropy(
+            logits, labels, self._class_weights, label_smoothing=self._labelling.smoothing
+        )
 
     def total(self, terms: LossTerms) -> Tensor:
-        """γ·classification + α·logit + Σ β·hint/normaliser, scalar."""
-        hint = (self._pair_weights * terms.hints / self.normalisers).sum()
+        """γ·classification + α·logit + Σ β·hint/normaliser, scalar: all of them with fixed weights."""
+        hint = (self.hint_scales * terms.hints).sum()
         return self.hints.classification_weight * terms.classification + self.hints.logit_weight * terms.logit + hint
 
     @torch.no_grad()
     def set_normalisers(self, batches: Sequence[Batch], taught: Sequence[TeacherOutputs]) -> None:
         """Sets each hint term's normaliser to its mean absolute value over `batches`, the student as it is now.
+
+        If the configuration normalises; else they stay 1.
 
         The student runs in training mode, as it will; its batch-norm statistics are left as they were.
 
@@ -152,7 +212,7 @@ class HintedStudent(nn.Module):
         Raises:
             InputError: a term is below 1e-8, so that no weight could give it a meaning.
         """
-        if not len(self.hint_losses):
+        if not self.hint_terms or not self.hints.normalise:
             return
         buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
         was_training = self.training
@@ -161,27 +221,22 @@ class HintedStudent(nn.Module):
         self.train(was_training)
         for name, buffer in self.named_buffers():
             buffer.copy_(buffers[name])
-        for pair, value in zip(self.hints.active_pairs, values.tolist(), strict=True):
+        for term, value in zip(self.hint_terms, values.tolist(), strict=True):
             # Written so that NaN fails too.
             if not value >= SMALLEST_NORMALISER:
+                pair = term.pairs[0]
                 raise InputError(
                     f"the hint loss {pair.loss} of {pair.teacher_layer} → {pair.student_layer} is {value:.3g} at the "
                     f"start, but must be at least {SMALLEST_NORMALISER:g} to be normalised; choose another loss or pair"
                 )
         self.normalisers.copy_(values)
 
-    def _hint(self, loss: HintLoss, student: Tensor, teacher: Tensor) -> Tensor:
-        with self._execution.autocast():
-            student, teacher = loss.adapt(student, teacher)
-        return loss.compare(student.float(), teacher.float()).mean()
+    def _run(self, images: Tensor, execution: Execution) -> tuple[Tensor, dict[str, Tensor]]:
+        """The student's logits, float32, and what was tapped, by path."""
+        with execution.autocast():
+            logits = self.student(images).float()
+            return logits, dict(zip(self._taps.paths, self._taps.take(), strict=True))
 
     def close(self) -> None:
         """Takes the taps off the student."""
         self._taps.close()
-
-
-def _shapes(model: nn.Module, paths: list[str], image_shape: tuple[int, int, int]) -> list[FeatureShape]:
-    if not paths:
-        return []
-    found = {c.path: FeatureShape(c.channels, c.height, c.width) for c in list_candidates(model, image_shape, paths)}
-    return [found[path] for path in paths]

@@ -1,7 +1,31 @@
 """Every loss between a student and its teacher, by its registry."""
 
-from . import feature_losses, relation_losses  # noqa: F401 (they register what they define)
-from .hint_loss import HINT_LOSSES, FeatureShape, HintLoss
+from . import (  # noqa: F401 (they register what they define)
+    boundary_losses,
+    contrastive_loss,
+    feature_losses,
+    joint_losses,
+    relation_losses,
+)
+from .hint_loss import (
+    HINT_LOSSES,
+    AnyHintLoss,
+    FeatureShape,
+    HintLoss,
+    JointHintLoss,
+    Samples,
+    TeacherLayer,
+)
 from .logit_losses import LOGIT_LOSSES, LogitLoss
 
-__all__ = ["HINT_LOSSES", "LOGIT_LOSSES", "FeatureShape", "HintLoss", "LogitLoss"]
+__all__ = [
+    "HINT_LOSSES",
+    "LOGIT_LOSSES",
+    "AnyHintLoss",
+    "FeatureShape",
+    "HintLoss",
+    "JointHintLoss",
+    "LogitLoss",
+    "Samples",
+    "TeacherLayer",
+]

@@ -22,6 +22,10 @@ class MovingAverage:
         self.network = copy.deepcopy(network).requires_grad_(False)
         self._update: Any = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
 
+    def begin_with(self, network: nn.Module) -> None:
+        """Forgets what was, and begins with these weights."""
+        self.network.load_state_dict(network.state_dict())
+
     @torch.no_grad()
     def follow(self, network: nn.Module) -> None:
         """Takes in the present weights; counters are copied."""

@@ -9,6 +9,7 @@ from ..models.registry import Registry
 from .batches import Augmentation
 
 SCHEDULES = ("cosine", "step")
+OPTIMIZERS = ("sgd", "adam")
 CLASS_WEIGHTS = ("none", "balanced")
 
 
@@ -26,12 +27,13 @@ def check_milestones(milestones: Sequence[float]) -> None:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained: SGD, and a schedule that ends at the end of every rung.
+    """How a network is trained, with a schedule that ends at the end of every rung.
 
     Attributes:
         lr: learning rate at the start of each rung.
+        optimizer: `sgd` or `adam`.
         momentum: of SGD.
-        nesterov: Nesterov's form of momentum.
+        nesterov: Nesterov's form of momentum, of SGD.
         weight_decay: L2 penalty on all parameters.
         batch_size: images a step.
         crop_padding: zero pixels around the image before a random crop; 0: none.
@@ -51,6 +53,7 @@ class Recipe:
     """
 
     lr: float = 0.05
+    optimizer: str = "sgd"
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 5e-4
@@ -71,6 +74,7 @@ class Recipe:
         object.__setattr__(self, "milestones", tuple(self.milestones))
         check_milestones(self.milestones)
         for key, value, options in (
+            ("optimizer", self.optimizer, OPTIMIZERS),
             ("schedule", self.schedule, SCHEDULES),
             ("class_weights", self.class_weights, CLASS_WEIGHTS),
         ):

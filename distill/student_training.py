@@ -11,8 +11,10 @@ from ..models.zoo import ModelSpec, build_model
 from .batches import Batch
 from .execution import Execution
 from .hint_configuration import HintConfiguration
+from .hint_weighting import HintWeighting
 from .hinted_student import HintedStudent, Labelling
 from .moving_average import MovingAverage
+from .optimizers import make_optimizer
 from .recipe import Recipe
 from .teacher_pass import TeacherOutputs
 
@@ -34,6 +36,7 @@ class StudentTraining:
         recipe: optimizer and regularisation.
         labelling: how labels become a loss.
         execution: where and how it runs.
+        labels: int64 [N] of all training images.
 
     Raises:
         InputError: a hint configuration that does not fit the two networks, weights that do not fit.
@@ -51,6 +54,7 @@ class StudentTraining:
         recipe: Recipe,
         labelling: Labelling,
         execution: Execution,
+        labels: Tensor,
     ) -> None:
         self.init_seed = init_seed
         with torch.random.fork_rng():
@@ -62,20 +66,14 @@ class StudentTraining:
             # Before the taps, of which it must have no copy.
             self._average = MovingAverage(network, recipe.ema_decay) if recipe.ema_decay else None
             whole = HintedStudent(
-                network, hints, teacher, spec.input_shape(image_shape), teacher_shape, labelling, execution
+                network, hints, teacher, spec.input_shape(image_shape), teacher_shape, labelling, execution, labels
             )
         self.whole = whole.to(execution.place).to(memory_format=torch.channels_last)
         if self._average is not None:
             self._average.network.to(execution.place).to(memory_format=torch.channels_last)
+        self._weighting: HintWeighting | None = None
         self._clip_norm = recipe.clip_norm
-        self._optimizer = torch.optim.SGD(
-            self.whole.parameters(),
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            nesterov=recipe.nesterov and recipe.momentum > 0,
-            weight_decay=recipe.weight_decay,
-            fused=True,
-        )
+        self._optimizer = make_optimizer(recipe, self.whole.parameters())
         self._compile = execution.compile
 
     @property
@@ -88,6 +86,30 @@ class StudentTraining:
         if self._compile != "off":
             self.whole.student.compile(mode=None if self._compile == "default" else self._compile)
 
+    @property
+    def draws(self) -> bool:
+        """Whether a loss reads torch's global generator."""
+        return self.whole.draws
+
+    def weigh_by(self, weighting: HintWeighting) -> None:
+        """From now on the distillation terms have weights for each image."""
+        self._weighting = weighting
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Gets ready for an epoch of the main stage, from 1."""
+        self.whole.train()
+        if self._weighting is not None:
+            self._weighting.begin_epoch(epoch)
+
+    def epoch_metrics(self) -> dict[str, float]:
+        """What the last epoch has to tell beside the terms."""
+        return {} if self._weighting is None else self._weighting.metrics()
+
+    def begin_main_stage(self) -> None:
+        """After a warm-up: what follows the weights begins with those of now."""
+        if self._average is not None:
+            self._average.begin_with(self.whole.student)
+
     def step(self, batch: Batch, taught: TeacherOutputs | None, lr: float) -> Tensor:
         """One step of the optimizer.
 
@@ -96,8 +118,13 @@ class StudentTraining:
         """
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        terms = self.whole.terms(batch, taught)
-        total = self.whole.total(terms)
+        if self._weighting is None:
+            terms = self.whole.terms(batch, taught)
+            total = self.whole.total(terms)
+        else:
+            assert taught is not None
+            total, losses = self._weighting.loss(batch, taught, lr)
+            terms = self.whole.means(losses, batch.labels)
         self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(total)
         if self._clip_norm is not None:
@@ -111,7 +138,13 @@ class StudentTraining:
     def state_dict(self) -> dict[str, Any]:
         """All that changes while training."""
         average = None if self._average is None else self._average.network.state_dict()
-        return {"whole": self.whole.state_dict(), "optimizer": self._optimizer.state_dict(), "average": average}
+        weighting = None if self._weighting is None else self._weighting.state_dict()
+        return {
+            "whole": self.whole.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "average": average,
+            "weighting": weighting,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`."""
@@ -119,6 +152,8 @@ class StudentTraining:
         self._optimizer.load_state_dict(state["optimizer"])
         if self._average is not None:
             self._average.network.load_state_dict(state["average"])
+        if self._weighting is not None:
+            self._weighting.load_state_dict(state["weighting"])
 
     def close(self) -> None:
         """Takes the taps off the student."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.folding import folded, frozen, twin
-from ..models.taps import LayerTaps
+from ..models.taps import LayerTaps, module_path
 from .execution import Execution
 
 # Under autocast these take bf16 whatever their weights are; others may need what they were made for.
@@ -138,7 +138,7 @@ class _Stop:
         self._last, self._runs = self._last_run(taps, layers, image_shape, execution)
         self._left = 0
         # After the tap of the same layer, for hooks run in the order in which they were made.
-        network.get_submodule(self._last).register_forward_hook(self._count)
+        network.get_submodule(module_path(self._last)).register_forward_hook(self._count)
 
     def run(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] → nothing of value: what is wanted was read by taps."""
@@ -157,7 +157,7 @@ class _Stop:
     ) -> tuple[str, int]:
         """The layer that ran last in a whole pass, and how often it had run by then."""
         ran: list[str] = []
-        modules = {path: self._network.get_submodule(path) for path in layers}
+        modules = {path: self._network.get_submodule(module_path(path)) for path in layers}
         handles = [
             module.register_forward_hook(lambda *_call, path=path: ran.append(path)) for path, module in modules.items()
         ]

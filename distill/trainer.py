@@ -3,7 +3,6 @@
 import pickle
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,23 +13,28 @@ from torch import Tensor, nn
 
 from ..models.errors import InputError, reason
 from ..models.files import replacing
+from ..models.penultimate import classifier_path
 from ..models.preprocessing import Preprocessing
 from ..models.zoo import ModelSpec, build_model
-from .batches import Batch
+from .batches import Batches
 from .data import DataSplits
 from .evaluation import evaluate
 from .execution import Execution
+from .group_warmup import WarmupSetting, warm_up
 from .hint_configuration import HintConfiguration
+from .hint_weighting import HintWeighting
 from .hinted_student import Labelling
 from .opening import open_batches
 from .recipe import Recipe
+from .retrieval import retrieval
 from .seeding import derived_seed
-from .side_by_side import at_once, for_all
+from .side_by_side import at_once
+from .stepping import MAIN, Given, NonFiniteLossError, Stepping, own_generators, seed_layers
 from .student_training import TERMS, StudentTraining
-from .teacher_pass import TeacherOutputs, TeacherPass
+from .teacher_pass import TeacherPass
 
 NORMALISER_BATCHES = 8
-CHECKPOINT_VERSION = 2
+CHECKPOINT_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -79,33 +83,13 @@ class EpochResult:
     Attributes:
         epoch: 1-based.
         metrics: `val_accuracy` and `val_macro_f1` (0..1), `val_loss`, `train_loss`, `loss_classification`,
-            `loss_logit`, `loss_hint` (normalised, summed over the pairs, without weight), `lr` at the epoch's start,
-            `images_per_second`.
+            `loss_logit`, `loss_hint` (normalised, summed over the terms, without weight), `lr` at the epoch's start,
+            `images_per_second`; at a rung's end `val_map_cosine` and the like if rankings are wanted; in epoch 1 after
+            a warm-up `warmup_seconds` and, of each layer's last epoch by depth, `warmup_loss_1`, ...
     """
 
     epoch: int
     metrics: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What all students of a group are given in one step.
-
-    Attributes:
-        step: of the epoch, from 0.
-        batch: images and labels.
-        taught: what the teacher says of them; None without a teacher.
-        lr: learning rate.
-    """
-
-    step: int
-    batch: Batch
-    taught: TeacherOutputs | None
-    lr: float
-
-
-class NonFiniteLossError(ArithmeticError):
-    """The loss became infinite or not a number; the training cannot go on."""
 
 
 class GroupTrainer:
@@ -124,9 +108,11 @@ class GroupTrainer:
         teacher: needed if one of them reads it.
         start: weights that all of them start from; None: random ones.
         execution: where and how the arithmetic is done.
+        rankings: whether it is measured, at the end of each rung, how well the penultimate features of validation
+            images find training images of their class.
         side_by_side: the most students that are trained at the same time on a CPU, each with as many torch threads as
-            the caller has; students whose layers draw random numbers, as dropout does, are trained one by one, for
-            they share torch's generator.
+            the caller has; students whose layers or losses draw random numbers, as dropout does, are trained one by
+            one, for they share torch's generator.
 
     Raises:
         InputError: a hint configuration that does not fit the two networks, weights that do not fit.
@@ -144,9 +130,11 @@ class GroupTrainer:
         teacher: TeacherNetwork | None = None,
         start: Mapping[str, Tensor] | None = None,
         execution: Execution | None = None,
+        rankings: bool = False,
         side_by_side: int = 1,
     ) -> None:
         self.rungs, self.epoch = rungs, 0
+        self._warmed_up: list[dict[str, float]] = [{} for _ in students]
         self._recipe, self._data_seed = recipe, data_seed
         self._execution = execution or Execution()
         device = self._execution.place
@@ -158,11 +146,14 @@ class GroupTrainer:
         theirs = (teacher.preprocessing if teacher else None) or splits.preprocessing
         self._train = open_batches(splits.train, ours, device, theirs)
         self._validation = open_batches(splits.validation, ours, device)
+        self._meta: Batches | None = None
         channels, *size = splits.image_shape
         height, width = theirs.size or size
-        taught_shape = (channels, height, width)
+        taught_shape = self._taught_shape = (channels, height, width)
+        self._student_shape = student.input_shape(splits.image_shape)
         labelling = Labelling(recipe.label_smoothing, _class_weights(recipe, splits))
-        network = teacher.network if teacher else None
+        labels = self._labels = torch.from_numpy(splits.train.labels)
+        network = self._network = teacher.network if teacher else None
         self._trainings: list[StudentTraining] = []
         self._teacher: TeacherPass | None = None
         try:
@@ -179,14 +170,21 @@ class GroupTrainer:
                         recipe,
                         labelling,
                         self._execution,
+                        labels,
                     )
                 )
+            if any(training.draws for training in self._trainings):
+                self._at_once = 1
+            init_seeds = [one.init_seed for one in students]
+            self._stepping = Stepping(self._train, recipe, data_seed, init_seeds, self._at_once)
+            self._classifier = classifier_path(self._trainings[0].network, self._student_shape) if rankings else None
             # After the students, whose losses may read parameters that folding changes.
             if network is not None and any(one.hints.needs_teacher for one in students):
                 layers = [layer for training in self._trainings for layer in training.whole.teacher_layers]
                 logits = any(one.hints.logit_weight > 0 for one in students)
                 self._teacher = TeacherPass(network, layers, logits, taught_shape, self._execution, self._at_once)
             self._set_normalisers()
+            self._weigh(splits, ours)
             for training in self._trainings:
                 training.compile()
         except BaseException:
@@ -199,9 +197,9 @@ class GroupTrainer:
         return tuple(training.network for training in self._trainings)
 
     @property
-    def normalisers(self) -> tuple[tuple[float, ...], ...]:
-        """For each student one constant a hint pair, by which its loss is divided."""
-        return tuple(tuple(training.whole.normalisers.tolist()) for training in self._trainings)
+    def normalisers(self) -> tuple[tuple[float | None, ...], ...]:
+        """For each student one constant a hint pair, by which its loss is divided; None: the pair is left out."""
+        return tuple(training.whole.pair_normalisers for training in self._trainings)
 
     def epochs(self) -> Iterator[tuple[EpochResult, ...]]:
         """Trains on from the present epoch to the last; takes the taps off the networks at the end.
@@ -213,6 +211,8 @@ class GroupTrainer:
             NonFiniteLossError: at the end of the first epoch with a step whose loss is not finite.
         """
         try:
+            if self.epoch == 0:
+                self._warm_up()
             while self.epoch < self.rungs[-1]:
                 yield self._run_epoch()
         finally:
@@ -258,15 +258,32 @@ class GroupTrainer:
         """Takes the taps off the students, and ends what reads images."""
         for training in self._trainings:
             training.close()
-        self._train.close()
-        self._validation.close()
+        for batches in (self._train, self._validation, self._meta):
+            if batches is not None:
+                batches.close()
+
+    def _weigh(self, splits: DataSplits, takes: Preprocessing) -> None:
+        """Gives the students with dynamic weights what learns them."""
+        weighed = [training for training in self._trainings if training.whole.hints.dynamic_weights]
+        if not weighed:
+            return
+        if splits.meta is None:
+            raise InputError("dynamic weights need images set aside to learn on; give data.meta_images")
+        self._meta = open_batches(splits.meta, takes, self._execution.place)
+        for training in weighed:
+            settings = training.whole.hints.dynamic_weights
+            assert settings is not None
+            seed = derived_seed("weighting", self._data_seed, training.init_seed)
+            training.weigh_by(
+                HintWeighting(training.whole, settings, len(splits.train), self._meta, self.rungs[0], seed)
+            )
 
     def _set_normalisers(self) -> None:
         batches = self._train.fixed_batches(NORMALISER_BATCHES, self._recipe.batch_size, self._data_seed)
         taught = [self._teacher(batch.teacher_images) for batch in batches] if self._teacher else []
         for training in self._trainings:
-            with _own_generators(self._execution.place):
-                _seed_layers(self._execution.place, "normalisers", self._data_seed, training.init_seed)
+            with own_generators(self._execution.place):
+                seed_layers(self._execution.place, "normalisers", self._data_seed, training.init_seed)
                 training.whole.set_normalisers(batches, taught)
 
     def _run_epoch(self) -> tuple[EpochResult, ...]:
@@ -280,35 +297,55 @@ class GroupTrainer:
         figures = history.double().mean(dim=1).tolist()
         lr = self._recipe.learning_rate(self.rungs, epoch - 1)
         speed = {"lr": lr, "images_per_second": len(self._train) / seconds}
+        found = self._validate()
+        own = [self._own_metrics(number, epoch) for number in range(len(found))]
         return tuple(
-            EpochResult(epoch, {**found, **dict(zip(TERMS, terms, strict=True)), **speed})
-            for found, terms in zip(self._validate(), figures, strict=True)
+            EpochResult(epoch, {**validated, **dict(zip(TERMS, terms, strict=True)), **speed, **further})
+            for validated, terms, further in zip(found, figures, own, strict=True)
         )
+
+    def _own_metrics(self, number: int, epoch: int) -> dict[str, float]:
+        """What only some students have in some epochs: figures of the warm-up, of weights, of rankings."""
+        training, metrics = self._trainings[number], self._trainings[number].epoch_metrics()
+        if epoch == 1:
+            metrics |= self._warmed_up[number]
+        if self._classifier is not None and epoch in self.rungs:
+            found = retrieval(
+                training.network,
+                self._classifier,
+                self._train,
+                self._validation,
+                self._recipe.batch_size * 4,
+                self._execution,
+            )
+            metrics |= {f"val_{name}": value for name, value in found.items()}
+        return metrics
+
+    def _warm_up(self) -> None:
+        if self._network is not None and any(training.whole.hints.curriculum for training in self._trainings):
+            setting = WarmupSetting(
+                self._network,
+                self._student_shape,
+                self._taught_shape,
+                self._recipe,
+                self._execution,
+                self._labels,
+                self._at_once,
+            )
+            self._warmed_up = warm_up(self._trainings, setting, self._stepping)
 
     def _train_epoch(self, epoch: int) -> Tensor:
         """The terms of each step, [students, steps, 4] on the device: nothing waits for it before the epoch's end."""
-        steps = self._train.batch_count(self._recipe.batch_size)
-        batches = self._train.epoch(epoch, self._recipe.batch_size, self._data_seed, self._recipe.augmentation)
-        rows: list[list[Tensor]] = [[] for _ in self._trainings]
+        steps = self._stepping.steps
         for training in self._trainings:
-            training.whole.train()
+            training.begin_epoch(epoch)
 
-        def lesson(item: tuple[int, Batch]) -> Lesson:
-            step, batch = item
-            lr = self._recipe.learning_rate(self.rungs, epoch - 1 + step / steps)
-            return Lesson(step, batch, self._teacher(batch.teacher_images) if self._teacher else None, lr)
+        def lr_of(step: int) -> float:
+            return self._recipe.learning_rate(self.rungs, epoch - 1 + step / steps)
 
-        def teach(numbers: Sequence[int], given: Lesson) -> None:
-            for number in numbers:
-                training = self._trainings[number]
-                if self._at_once == 1:
-                    # What layers draw themselves (dropout) is each student's own, whoever is trained beside it.
-                    _seed_layers(self._execution.place, "step", self._data_seed, training.init_seed, epoch, given.step)
-                rows[number].append(training.step(given.batch, given.taught, given.lr))
-
-        shares = [range(first, len(rows), self._at_once) for first in range(self._at_once)]
-        with _own_generators(self._execution.place):
-            for_all(enumerate(batches), lesson, [partial(teach, share) for share in shares])
+        rows = self._stepping.epoch(
+            MAIN, epoch, self._teacher, lr_of, [partial(_step, training) for training in self._trainings]
+        )
         return torch.stack([torch.stack(row) for row in rows])
 
     def _check_finite(self, history: Tensor, epoch: int) -> None:
@@ -350,6 +387,7 @@ class Trainer:
         teacher: needed if the hints read it.
         start: weights that it starts from; None: random ones.
         execution: where and how the arithmetic is done.
+        rankings: see `GroupTrainer`.
 
     Raises:
         InputError: a hint configuration that does not fit the two networks, weights that do not fit.
@@ -367,6 +405,7 @@ class Trainer:
         teacher: TeacherNetwork | None = None,
         start: Mapping[str, Tensor] | None = None,
         execution: Execution | None = None,
+        rankings: bool = False,
     ) -> None:
         students = [TaughtStudent(hints or HintConfiguration(), seeds.init_seed)]
         self._group = GroupTrainer(
@@ -379,6 +418,7 @@ class Trainer:
             teacher=teacher,
             start=start,
             execution=execution,
+            rankings=rankings,
         )
 
     @property
@@ -397,8 +437,8 @@ class Trainer:
         return self._group.networks[0]
 
     @property
-    def normalisers(self) -> tuple[float, ...]:
-        """One constant a hint pair, by which its loss is divided."""
+    def normalisers(self) -> tuple[float | None, ...]:
+        """One constant a hint pair, by which its loss is divided; None: the pair is left out."""
         return self._group.normalisers[0]
 
     def epochs(self) -> Iterator[EpochResult]:
@@ -419,6 +459,10 @@ class Trainer:
         self._group.load_checkpoint(path)
 
 
+def _step(training: StudentTraining, given: Given) -> Tensor:
+    return training.step(given.batch, given.taught, given.lr)
+
+
 def _class_weights(recipe: Recipe, splits: DataSplits) -> tuple[float, ...] | None:
     """Each class's n/(classes·its images), which is 1 where all have as many; as scikit-learn's `balanced`."""
     if recipe.class_weights == "none":
@@ -428,13 +472,6 @@ def _class_weights(recipe: Recipe, splits: DataSplits) -> tuple[float, ...] | No
     return tuple((len(labels) / (splits.classes * counts.double())).tolist())
 
 
-@contextmanager
-def _own_generators(device: torch.device) -> Iterator[None]:
-    """Gives the global generators, which layers draw from, back as they were."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
-
-
 def _draws_random_numbers(spec: ModelSpec, image_shape: tuple[int, int, int]) -> bool:
     """Whether a network in training mode reads torch's global generator."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -442,10 +479,3 @@ def _draws_random_numbers(spec: ModelSpec, image_shape: tuple[int, int, int]) ->
         before = torch.get_rng_state()
         network(torch.zeros(2, *image_shape))
         return not torch.equal(torch.get_rng_state(), before)
-
-
-def _seed_layers(device: torch.device, purpose: str, *numbers: int) -> None:
-    """Seeds the generator that layers on a device draw from: `torch.manual_seed`, which seeds all, takes 0.1 ms."""
-    if device.type == "cuda":
-        torch.cuda.manual_seed(derived_seed(purpose, *numbers))
-    torch.default_generator.manual_seed(derived_seed(purpose, *numbers))

@@ -27,6 +27,8 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(inner)
         self.conv3 = nn.Conv2d(inner, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
+        # A module, so that hint losses can read what it is given.
+        self.relu = nn.ReLU(inplace=True)
         self.shortcut = nn.Sequential()
         if stride != 1 or in_channels != out_channels:
             convolution = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
@@ -37,7 +39,8 @@ class Bottleneck(nn.Module):
         out = torch.relu(self.bn1(self.conv1(x)))
         out = torch.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
-        return torch.relu_(out + self.shortcut(x))
+        activated: Tensor = self.relu(out + self.shortcut(x))
+        return activated
 
 
 class BottleneckResNet(nn.Module):

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .errors import InputError, reason
 from .feature_maps import first_tensor, gives_channels_last
-from .taps import LayerTaps, no_such_layer
+from .taps import INPUT, LayerTaps, module_path, no_such_layer
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -60,8 +60,9 @@ def list_candidates(
 
     `paths` may hold patterns. A pattern stands for every module path with as many segments (the parts between dots)
     whose segments match its own by the rules of `fnmatch`, case counting: `layer*.?` matches `layer1.0`, but neither
-    `layer1` nor `layer1.0.conv1`. A path matches itself. Every module that is matched, by a pattern too, has to run and
-    to give a feature map: none is left out in silence. A module that runs several times counts by its last run.
+    `layer1` nor `layer1.0.conv1`. A path matches itself; `fc:input` stands for what the module `fc` is given. Every
+    module that is matched, by a pattern too, has to run and to give a feature map: none is left out in silence. A
+    module that runs several times counts by its last run.
 
     Multiply-adds are those of convolutions and matrix products, attention's too, as torch's flop counter has them.
 
@@ -127,10 +128,10 @@ def _matching(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
     paths = [path for path, _ in model.named_modules() if path]
     chosen: list[str] = []
     for pattern in patterns:
-        matched = [path for path in paths if _matches(path, pattern)]
+        matched = [path for path in paths if _matches(path, module_path(pattern))]
         if not matched:
-            raise no_such_layer(model, pattern)
-        chosen += matched
+            raise no_such_layer(model, module_path(pattern))
+        chosen += [f"{path}{INPUT}" for path in matched] if pattern.endswith(INPUT) else matched
     return tuple(dict.fromkeys(chosen))
 
 
@@ -300,7 +301,7 @@ def _watching(model: nn.Module, paths: Sequence[str], note: Callable[[str, Any],
 
     with ExitStack() as handles:
         for path in paths:
-            handles.enter_context(model.get_submodule(path).register_forward_hook(hook_of(path)))
+            handles.enter_context(model.get_submodule(module_path(path)).register_forward_hook(hook_of(path)))
         yield
 
 

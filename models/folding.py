@@ -11,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .taps import no_such_layer
+from .taps import INPUT, module_path, no_such_layer
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -47,7 +47,7 @@ def folded(model: nn.Module, image_shape: tuple[int, int, int], tapped: Sequence
     """
     network = frozen(model)
     paths = {path for path, _ in network.named_modules(remove_duplicate=False)}
-    if unknown := [path for path in tapped if path not in paths]:
+    if unknown := [module_path(path) for path in tapped if module_path(path) not in paths]:
         raise no_such_layer(model, unknown[0])
     identities: dict[nn.Module, nn.Module] = {}
     for convolution, norm in _pairs(network, image_shape, tapped):
@@ -105,7 +105,15 @@ def _pairs(network: nn.Module, image_shape: tuple[int, int, int], tapped: Sequen
     def after_tapped(_module: nn.Module, _inputs: Any, output: Any) -> None:
         see(output)
 
-    handles = [network.get_submodule(path).register_forward_hook(after_tapped) for path in tapped]
+    def before_tapped(_module: nn.Module, inputs: Any) -> None:
+        see(inputs)
+
+    handles = [
+        network.get_submodule(module_path(path)).register_forward_pre_hook(before_tapped)
+        if path.endswith(INPUT)
+        else network.get_submodule(path).register_forward_hook(after_tapped)
+        for path in tapped
+    ]
     handles += [module.register_forward_hook(after_convolution) for module in convolutions]
     handles += [module.register_forward_pre_hook(before_norm) for module in norms]
     uses = _Uses(made_by, {id(tensor) for module in (*convolutions, *norms) for tensor in _tensors(module)})

@@ -4,7 +4,6 @@ He et al. 2016, arXiv 1512.03385, section 4.2 (depth 6n+2, three stages); the x4
 those of the public RepDistiller checkpoints (Tian et al. 2020, arXiv 1910.10699).
 """
 
-import torch
 from torch import Tensor, nn
 
 from .initialisation import he_by_outputs
@@ -31,7 +30,8 @@ class BasicBlock(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        return torch.relu_(out + shortcut)
+        activated: Tensor = self.relu(out + shortcut)
+        return activated
 
 
 class CifarResNet(nn.Module):

@@ -50,13 +50,16 @@ class GroupedUnit(nn.Module):
         self.conv3 = nn.Conv2d(inner, made, 1, groups=_V1_GROUPS, bias=False)
         self.bn3 = nn.BatchNorm2d(made)
         self.average = nn.AvgPool2d(3, stride=2, padding=1) if stride == 2 else None
+        # A module, so that hint losses can read what it is given.
+        self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] → [B, out, H/stride, W/stride], after the last activation."""
         out = self.shuffle(torch.relu(self.bn1(self.conv1(x))))
         out = torch.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
-        return torch.relu(out + x if self.average is None else torch.cat([out, self.average(x)], 1))
+        activated: Tensor = self.relu(out + x if self.average is None else torch.cat([out, self.average(x)], 1))
+        return activated
 
 
 class ShuffleNetV1(nn.Module):

@@ -6,18 +6,28 @@ from typing import Any, Generic, Self, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from .errors import InputError, nearest
 from .feature_maps import feature_map, gives_channels_last
 
 T = TypeVar("T")
 
+# A path that ends so stands for what the module is given, not for what it gives.
+INPUT = ":input"
+
+
+def module_path(path: str) -> str:
+    """The path of the module that a tap is on: `fc` of `fc`, and of `fc:input`."""
+    return path.removesuffix(INPUT)
+
 
 class LayerTaps(Generic[T]):
     """Captures the feature maps [B, C, H, W] of named modules at each forward pass, or what a reader makes of them.
 
     Each output becomes a feature map by `feature_map`. A module that runs several times in a pass counts by its last
-    run. Used as a context manager, or closed by `close`.
+    run. The path `fc:input` stands for the first argument of the module `fc`, in the place of its output. Used as a
+    context manager, or closed by `close`.
 
     Without `read` the feature maps themselves are kept, with their gradient history if the network runs with gradients.
     An in-place activation that would write over one of them works out of place while the taps are on.
@@ -25,6 +35,9 @@ class LayerTaps(Generic[T]):
     With `read` only its results are kept: it is called as soon as the module has run, before a later one can write
     over the feature map, and in-place activations stay as they are. So a reader must not return the feature map or a
     view of it, and should detach what it returns unless it wants gradients.
+
+    Attributes:
+        paths: what is read, in the order of `take`.
 
     Args:
         model: the network.
@@ -47,18 +60,24 @@ class LayerTaps(Generic[T]):
     ) -> None:
         modules = dict(model.named_modules())
         for path in paths:
-            if path not in modules or path == "":
-                raise no_such_layer(model, path)
+            if module_path(path) not in modules or module_path(path) == "":
+                raise no_such_layer(model, module_path(path))
         self._read = read
         self._kept: dict[str, Any] = {}
         self._versions: dict[str, int] = {}
-        self._paths = tuple(paths)
-        self._handles = [modules[path].register_forward_hook(self._capture(path)) for path in dict.fromkeys(paths)]
+        self.paths = tuple(paths)
+        self._handles = [self._tap(modules[module_path(path)], path) for path in dict.fromkeys(paths)]
         # Typed Any: `inplace` is an attribute of some activations only.
         self._in_place: list[Any] = []
         if read is None:
             self._in_place = [m for m in modules.values() if getattr(m, "inplace", False) is True]
         self._handles += [module.register_forward_pre_hook(self._spare) for module in self._in_place]
+
+    def _tap(self, module: nn.Module, path: str) -> RemovableHandle:
+        if path.endswith(INPUT):
+            return module.register_forward_pre_hook(lambda _module, inputs: self._capture(path, inputs[0], False))
+        channels_last = gives_channels_last(module)
+        return module.register_forward_hook(lambda _module, _in, output: self._capture(path, output, channels_last))
 
     def _spare(self, module: Any, inputs: tuple[Any, ...]) -> None:
         """Before an activation works in place: if on a feature map that is kept, it works out of place from now on."""
@@ -68,18 +87,15 @@ class LayerTaps(Generic[T]):
         written = {tensor.untyped_storage().data_ptr() for tensor in inputs if isinstance(tensor, Tensor)}
         module.inplace = all(kept.untyped_storage().data_ptr() not in written for kept in self._kept.values())
 
-    def _capture(self, path: str) -> Any:
-        def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
-            feature = feature_map(output, path, gives_channels_last(module))
-            if self._read is None:
-                self._kept[path] = feature
-                # Compiled code knows no versions; the eager pass before it has shown what the network writes over.
-                if not torch.compiler.is_compiling():
-                    self._versions[path] = _version(feature)
-            else:
-                self._kept[path] = self._read(path, feature)
-
-        return hook
+    def _capture(self, path: str, value: Any, channels_last: bool) -> None:
+        feature = feature_map(value, path, channels_last)
+        if self._read is not None:
+            self._kept[path] = self._read(path, feature)
+            return
+        self._kept[path] = feature
+        # Compiled code knows no versions; the eager pass before it has shown what the network writes over.
+        if not torch.compiler.is_compiling():
+            self._versions[path] = _version(feature)
 
     def take(self) -> list[T]:
         """What was kept of the last forward pass, in the order of `paths`; it is no longer held here.
@@ -88,16 +104,16 @@ class LayerTaps(Generic[T]):
             InputError: a path whose module did not run; without `read` also a feature map that the network's own
                 code wrote over in place, such as `out += shortcut` does, and which cannot be switched off.
         """
-        for path in self._paths:
+        for path in self.paths:
             if path not in self._kept:
-                ran = [p for p in self._paths if p in self._kept]
+                ran = [p for p in self.paths if p in self._kept]
                 raise InputError(f"the layer {path!r} did not run in the forward pass; {nearest_paths(path, ran)}")
             if path in self._versions and _version(self._kept[path]) != self._versions[path]:
                 raise InputError(
                     f"the network writes over what the layer {path!r} gives; choose the layer that contains it, "
                     "or the one after it"
                 )
-        kept = [self._kept[path] for path in self._paths]
+        kept = [self._kept[path] for path in self.paths]
         self._kept.clear()
         self._versions.clear()
         return kept

@@ -257,7 +257,7 @@ def distill(
         )
     view.retrained(content, results, repeats=student is None and preset is None)
     view.document(
-        {"search": content.search, "trial": content.trial, "students": [asdict(result) for result in results]}
+        {"search": content.search, "trial": content.trial, "students": [result.to_dict() for result in results]}
     )
 
 

@@ -160,6 +160,11 @@ class TrialHistory:
         """The report of the latest epoch."""
         return self.reports[max(self.reports)] if self.reports else None
 
+    def latest(self, metric: str) -> float | None:
+        """A metric's value in the latest epoch that has it."""
+        having = [epoch for epoch, report in self.reports.items() if metric in report.metrics]
+        return self.reports[max(having)].metrics[metric] if having else None
+
     @property
     def stopped(self) -> bool:
         """Whether ASHA decided to stop it."""

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..analysis.pairing import BY_DEPTH
 from ..analysis.trials import SEARCH_FILE, SearchRecord, TrialRow
-from ..distill.hint_configuration import HintConfiguration, HintPair
+from ..distill.hint_configuration import HintConfiguration
 from ..models.errors import InputError, reason
 from ..models.files import replacing
 from ..models.preprocessing import Preprocessing
@@ -95,19 +95,37 @@ class PairPart(_Part):
 
 
 class HintsPart(_Part):
-    """The loss: pairs and weights."""
+    """The loss: pairs and weights, and the hashes of the files behind losses of somebody's own."""
 
     pairs: list[PairPart]
     classification_weight: float = Field(ge=0)
     logit_weight: float = Field(ge=0)
     logit_loss: str
     temperature: float = Field(gt=0)
+    embedding_weight: float = Field(default=0, ge=0)
+    embedding_loss: str = "pkt_symmetric"
+    normalise: bool = True
+    warmup: dict[str, Any] | None = None
+    dynamic_weights: dict[str, Any] | None = None
+    loss_code_sha256: dict[str, str] = {}
 
     def configuration(self) -> HintConfiguration:
-        """What the trainer takes."""
-        content = self.model_dump()
-        pairs = tuple(HintPair(p.teacher_layer, p.student_layer, p.loss, p.weight) for p in self.pairs)
-        return HintConfiguration(**{**content, "pairs": pairs})
+        """What the trainer takes.
+
+        Raises:
+            InputError: a warm-up or dynamic weights with values that are none.
+        """
+        content = self.model_dump(exclude={"loss_code_sha256"})
+        pairs = [pair.model_dump(exclude={"normaliser"}) for pair in self.pairs]
+        return HintConfiguration.from_dict({**content, "pairs": pairs})
+
+    def losses(self) -> tuple[str, ...]:
+        """Every loss that the configuration names, each once."""
+        named = [pair.loss for pair in self.pairs]
+        named += [self.logit_loss] if self.logit_weight > 0 else []
+        named += [self.embedding_loss] if self.embedding_weight > 0 else []
+        named += [self.warmup["loss"]] if self.warmup else []
+        return tuple(dict.fromkeys(named))
 
 
 class SelectionPart(_Part):
@@ -223,7 +241,7 @@ def hint_file(client: MlflowClient, record: SearchRecord, row: TrialRow) -> Hint
         student=StudentPart(**search["student"]),
         data=search["data"],
         data_code_sha256=search.get("data_code_sha256"),
-        hints=HintsPart(**{**hints, "pairs": pairs}),
+        hints=HintsPart(**{**hints, "pairs": pairs, "loss_code_sha256": search.get("loss_code_sha256", {})}),
         selection=_selection(selection, document["parameters"]) if selection else None,
         training=TrainingPart(**{**search["training"], **document["seeds"], "recipe": recipe}),
         evidence=EvidencePart(

@@ -5,7 +5,8 @@ from typing import Any
 import ray
 
 from ..distill.execution import Execution, best_precision
-from .study import AUTO_PRECISION, ResourcesSection
+from .study_sections import ResourcesSection
+from .study_types import AUTO_PRECISION
 
 
 def local_execution(resources: ResourcesSection, on_gpu: bool) -> tuple[Execution, str]:

@@ -52,7 +52,10 @@ class LiveTable:
 
     def _value(self, trial: TrialHistory) -> str:
         metric, last = self._study.objective.metric, trial.last
-        return f" with {metric} {last.metrics[metric]:.4f} at epoch {last.epoch}" if last else ""
+        known = trial.latest(metric)
+        if last is None:
+            return ""
+        return f" at epoch {last.epoch}" if known is None else f" with {metric} {known:.4f} at epoch {last.epoch}"
 
     def _table(self) -> Table:
         counts = self._history.outcomes()
@@ -74,7 +77,8 @@ class LiveTable:
         metric = self._study.objective.metric
         cells = trial_cells(suggested.arm, suggested.control, parameters_for_mlflow(suggested))
         epoch = f"{last.epoch if last else 0}/{self._study.budget.rungs[-1]}"
-        value = f"{last.metrics[metric]:.4f}" if last else ""
+        known = trial.latest(metric)
+        value = "" if known is None else f"{known:.4f}"
         return str(trial.number), *cells, epoch, value, trial.finished.outcome if trial.finished else "running"
 
 

@@ -17,6 +17,8 @@ from .tracking import TrackedSearch
 HINT_FILE = "hint_configuration.json"
 STATUS = {"completed": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 LONGEST_PAUSE_S = 30.0
+# Logged with every epoch, so it tells which ones a run has.
+EPOCH = "epoch"
 
 Write = Callable[[], object]
 
@@ -27,11 +29,10 @@ class MlflowLogger:
     Args:
         tracked: the search's runs.
         log: the search's log; run ids are journaled there.
-        objective: the metric that tells which epochs a run already has.
     """
 
-    def __init__(self, tracked: TrackedSearch, log: SearchLog, objective: str) -> None:
-        self._tracked, self._log, self._objective = tracked, log, objective
+    def __init__(self, tracked: TrackedSearch, log: SearchLog) -> None:
+        self._tracked, self._log = tracked, log
         self._queue: queue.Queue[Write | None] = queue.Queue()
         self._stopping = threading.Event()
         self._broken: BaseException | None = None
@@ -124,10 +125,14 @@ class MlflowLogger:
     def _tags(self, trial: TrialHistory) -> dict[str, str]:
         prepared = self._log.history.prepared
         tags = {"arm": trial.suggested.arm, "teacher.sha256": prepared.teacher_sha256 if prepared else ""}
+        began = self._log.history.began
+        if began is not None and began.study.get("dynamic_weights"):
+            # With fewer than two terms there is nothing to share weight among.
+            tags["hint_weights"] = "dynamic" if trial.suggested.hints.get("dynamic_weights") else "fixed"
         return tags | ({"control": trial.suggested.control} if trial.suggested.control else {})
 
     def _report(self, event: Reported, milliseconds: int) -> None:
-        metrics = {**event.metrics, "epoch": float(event.epoch)}
+        metrics = {**event.metrics, EPOCH: float(event.epoch)}
         self._tracked.log_metrics(self._open(event.number), event.epoch, metrics, milliseconds)
 
     def _finish(self, event: Finished) -> None:
@@ -141,7 +146,7 @@ class MlflowLogger:
         run_id = self._open(trial.number)
         if self._tracked.is_closed(run_id):
             return
-        there = self._tracked.logged_epochs(run_id, self._objective)
+        there = self._tracked.logged_epochs(run_id, EPOCH)
         milliseconds = round(time.time() * 1000)
         for epoch in sorted(set(trial.reports) - there):
             self._report(trial.reports[epoch], milliseconds)
@@ -165,7 +170,8 @@ def parameters_for_mlflow(suggested: Suggested) -> dict[str, Any]:
             for quality in ("silhouette", "stability")
             if selection.get(quality) is not None
         }
-        shown["hints.pairs"] = ",".join(f"{p['teacher_layer']}→{p['student_layer']}" for p in hints["pairs"])
+        layers = dict.fromkeys(f"{p['teacher_layer']}→{p['student_layer']}" for p in hints["pairs"])
+        shown["hints.pairs"] = ",".join(layers)
     elif suggested.control:
         shown["hints.selector"] = suggested.control
     return shown

@@ -19,7 +19,7 @@ def say_own_code(study: Study, view: View) -> None:
 def say_code(purpose: str, name: str, view: View) -> None:
     """Tells what file a piece of the user's own code lies in, and its hash."""
     path, sha256 = _identity(name)
-    view.say(f"{purpose.capitalize()} by your own code: {path} (sha256 {sha256[:12]}).")
+    view.say(f"{purpose[:1].upper()}{purpose[1:]} by your own code: {path} (sha256 {sha256[:12]}).")
 
 
 def _identity(name: str) -> tuple[str, str]:

@@ -11,11 +11,14 @@ import torch
 from ..analysis.hint_selection import select_control
 from ..analysis.pairing import pair_by_depth
 from ..distill.data import DataSplits, known_shape
+from ..distill.feature_losses import STRONGEST_CHANNELS
 from ..distill.hint_configuration import HintConfiguration, HintPair
+from ..distill.loss_names import names_together
 from ..distill.threads import torch_threads
 from ..distill.trainer import Seeds, TeacherNetwork, Trainer
 from ..models.candidates import Candidate, stage_ends
 from ..models.errors import InputError
+from ..models.filter_norms import strongest_channels
 from ..models.weights import apply_weights
 from ..models.zoo import build_model
 from .hardware import local_execution
@@ -84,7 +87,24 @@ def check_shapes(study: Study, classes: int, image_shape: tuple[int, int, int]) 
     if not clusters.auto:
         check_clusters("space.hints.clusters.high", clusters.high, study.teacher.model, len(teacher))
     check_clusters("the controls' K", stages, study.teacher.model, len(teacher))
+    if study.warmup and study.warmup.loss == STRONGEST_CHANNELS:
+        _check_filters(study, classes, image_shape, teacher, student)
     return Shapes(teacher, student, stages)
+
+
+def _check_filters(
+    study: Study,
+    classes: int,
+    image_shape: tuple[int, int, int],
+    teacher: tuple[Candidate, ...],
+    student: tuple[Candidate, ...],
+) -> None:
+    """Raises `InputError` if a candidate of the teacher may be wider than its student layer, but has no filters."""
+    spec = model_spec("teacher", study.teacher, classes, image_shape)
+    network, narrowest = build_model(spec), min(candidate.channels for candidate in student)
+    for candidate in teacher:
+        if candidate.channels > narrowest:
+            strongest_channels(network, candidate.path, spec.input_shape(image_shape), narrowest)
 
 
 def check_clusters(key: str, clusters: int, teacher: str, candidates: int) -> None:
@@ -171,9 +191,14 @@ def estimate(study: Study, checked: Checked, trials: int) -> Estimate:
     chosen = [shapes.teacher[index - 1] for index in points.indices]
     pairs = pair_by_depth(chosen, len(shapes.teacher), shapes.student)
     hints = HintConfiguration(
-        tuple(HintPair(point.path, layer.path, study.space.loss.hint[0], 1.0) for point, layer in pairs),
+        tuple(
+            HintPair(point.path, layer.path, loss, 1.0)
+            for point, layer in pairs
+            for loss in names_together(study.space.loss.hint[0])
+        ),
         logit_weight=1.0,
         logit_loss=study.space.loss.logit[0],
+        dynamic_weights=study.dynamic_weights.dynamic_weights() if study.dynamic_weights else None,
     )
     spec = teacher_spec(study, splits)
     execution = replace(local_execution(study.resources, on_gpu=False)[0], compile="off")
@@ -192,7 +217,8 @@ def estimate(study: Study, checked: Checked, trials: int) -> Estimate:
         for _ in trainer.epochs():
             pass
         epoch_seconds = (time.perf_counter() - started) / ESTIMATE_EPOCHS
-    training_seconds = epoch_seconds * study.budget.rungs[-1] * trials
+    epochs = study.budget.rungs[-1] + (study.warmup.warmup().total_epochs(shapes.stages) if study.warmup else 0)
+    training_seconds = epoch_seconds * epochs * trials
     at_once = min(study.resources.concurrent_trials or trials, _local_trials(study))
     return Estimate(trials, epoch_seconds, training_seconds, training_seconds / at_once, checked.teacher_ready)
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,18 @@ from ..distill.execution import Execution, best_precision
 from ..distill.hint_configuration import HintConfiguration
 from ..distill.opening import open_batches
 from ..distill.recipe import PRESETS, Recipe
+from ..distill.retrieval import retrieval
 from ..distill.threads import torch_threads
 from ..distill.trainer import EpochResult, GroupTrainer, TaughtStudent, TeacherNetwork
 from ..models.errors import InputError, reason
 from ..models.own_code import check_own_code, is_own_code, own_code_path, own_code_sha256
+from ..models.penultimate import classifier_path
 from ..models.weights import StateDict, apply_weights, read_weights, save_weights, weights_sha256
 from ..models.zoo import ModelSpec, build_model, check_model_name
 from .export import HintFile, StartPart, TeacherPart, check_output
 from .layers import candidates_of
 from .places import cache_folder, cached_teacher_path
+from .study_types import RETRIEVAL_OBJECTIVES
 from .tracking import connect
 
 
@@ -37,15 +40,25 @@ class RetrainedStudent:
         data_seed: of order and augmentation; the same for all.
         init_seed: of initial weights.
         validation: metrics of the last epoch.
-        test_accuracy: on the test split, evaluated once, after the last epoch.
+        test: `accuracy`, `macro_f1` and `loss` on the test split, evaluated once, after the last epoch; `map_cosine`
+            and the like if the search was decided by rankings.
         path: where the weights lie.
     """
 
     data_seed: int
     init_seed: int
     validation: dict[str, float]
-    test_accuracy: float
+    test: dict[str, float]
     path: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain types, for JSON."""
+        return {**asdict(self), "test_accuracy": self.test_accuracy}
+
+    @property
+    def test_accuracy(self) -> float:
+        """On the test split, 0..1."""
+        return self.test["accuracy"]
 
 
 def distill_student(
@@ -93,6 +106,7 @@ def distill_student(
     execution = distill_execution(hints)
     # Of another network, the weights that the exported student starts from are none.
     start = _start_weights(hints) if student is None else None
+    rankings = hints.evidence.metric in RETRIEVAL_OBJECTIVES
     init_seeds = [training.init_seed + repeat for repeat in range(seeds)]
     # As many threads as the trial had: another number rounds differently, and the figure would not be reproduced.
     with torch_threads(training.threads):
@@ -106,11 +120,12 @@ def distill_student(
             teacher=network,
             start=start,
             execution=execution,
+            rankings=rankings,
             side_by_side=max(1, (os.cpu_count() or 1) // training.threads),
         )
         validations = _last_epoch(trainer, init_seeds, on_epoch)
         return [
-            _finished(trained, validation, seed, training.data_seed, spec, splits, execution, path)
+            _finished(trained, validation, seed, training.data_seed, spec, splits, execution, path, rankings)
             for trained, validation, seed, path in zip(
                 trainer.networks, validations, init_seeds, _output_paths(Path(output), seeds), strict=True
             )
@@ -150,13 +165,18 @@ def _finished(
     splits: DataSplits,
     execution: Execution,
     path: Path,
+    rankings: bool,
 ) -> RetrainedStudent:
     """Saves a trained student and tests it, once."""
     save_weights(path, network.state_dict())
     if splits.test is None:
         raise InputError("the data have no test split; give test.npz or a data.test_fraction")
     test = open_batches(splits.test, spec.preprocessing or splits.preprocessing, execution.place)
-    tested = evaluate(network, test, 256, execution)["accuracy"]
+    tested = evaluate(network, test, 256, execution)
+    if rankings:
+        database = open_batches(splits.train, spec.preprocessing or splits.preprocessing, execution.place)
+        classifier = classifier_path(network, spec.input_shape(splits.image_shape))
+        tested |= retrieval(network, classifier, database, test, 256, execution)
     return RetrainedStudent(data_seed, init_seed, validation, tested, path)
 
 
@@ -236,6 +256,7 @@ def code_of_hints(hints: HintFile, student: str | None = None) -> list[tuple[str
         ("teacher", hints.teacher.model, hints.teacher.factory_sha256),
         ("student", hints.student.model, hints.student.factory_sha256),
         ("data", str(hints.data.get("name")), hints.data_code_sha256),
+        *(("loss", name, hints.hints.loss_code_sha256.get(name)) for name in hints.hints.losses()),
     ]
     return [entry for entry in named if is_own_code(entry[1]) and not (student and entry[0] == "student")]
 
@@ -250,7 +271,7 @@ def _check_trust(hints: HintFile, student: str | None, trust_code: bool) -> None
         )
         raise InputError(f"the hint file names the code {listed}; look at it, then add --trust-code to run it")
     for purpose, name, sha256 in named:
-        check_own_code(name, "data set" if purpose == "data" else "model")
+        check_own_code(name, {"data": "data set", "loss": "loss"}.get(purpose, "model"))
         if own_code_sha256(name) != sha256:
             raise InputError(f"{name} has changed since the export; bring the file back, or search again")
 
@@ -269,15 +290,15 @@ def _configuration(hints: HintFile, spec: ModelSpec, splits: DataSplits, repaire
         return configuration
     teacher = candidates_of(hints.teacher.spec(), splits.image_shape, hints.teacher.candidates)
     by_path = {candidate.path: candidate for candidate in teacher}
-    points = [by_path[pair.teacher_layer] for pair in configuration.pairs]
+    # A point stands in as many pairs as it has losses.
+    points = [by_path[path] for path in dict.fromkeys(pair.teacher_layer for pair in configuration.pairs)]
     selector = hints.selection.selector if hints.selection else ""
     # Similarities were measured with the exported student, and say nothing of another one.
     pairing = hints.selection.pairing if hints.selection else BY_DEPTH
     pairing = BY_DEPTH if pairing == BY_SIMILARITY else pairing
-    layers = pair_hints(selector, points, len(teacher), candidates_of(spec, splits.image_shape), pairing)
-    pairs = [
-        replace(pair, student_layer=layer.path) for pair, (_, layer) in zip(configuration.pairs, layers, strict=True)
-    ]
+    paired = pair_hints(selector, points, len(teacher), candidates_of(spec, splits.image_shape), pairing)
+    layers = {point.path: layer.path for point, layer in paired}
+    pairs = [replace(pair, student_layer=layers[pair.teacher_layer]) for pair in configuration.pairs]
     return replace(configuration, pairs=tuple(pairs))
 
 

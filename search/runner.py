@@ -41,7 +41,8 @@ from .sampler import ArmSampler
 from .scheduler import RungScheduler
 from .searcher import JournalSearcher, PlannedTrial, TrialRecorder, close_decided, plan_trials, remaining_trials
 from .specs import student_spec
-from .study import NAME_PATTERN, Study, validate_study
+from .study import Study, validate_study
+from .study_types import NAME_PATTERN, RETRIEVAL_OBJECTIVES
 from .tracking import TrackedSearch, check_name_is_free, connect
 from .trial import HintResolver, TrialContext, run_trial
 from .view import View
@@ -185,7 +186,7 @@ def _see_through(log: SearchLog, study: Study, view: View, address: str | None) 
         tracked = _tracked_search(log, study, preparation, execution)
         sampler = ArmSampler(study, tracked.name, len(stage_ends(preparation.student)))
         log.listen(sampler, from_start=True)
-        logger = MlflowLogger(tracked, log, study.objective.metric)
+        logger = MlflowLogger(tracked, log)
         logger.catch_up()
         log.listen(logger)
         try:
@@ -297,6 +298,7 @@ def search_document(study: Study, preparation: Preparation, execution: Execution
             "compile": execution.compile,
             "threads": study.resources.cpus_per_trial,
         },
+        "loss_code_sha256": {name: own_code_sha256(name) for name in study.losses() if is_own_code(name)},
         "data_code_sha256": own_code_sha256(study.data.name) if is_own_code(study.data.name) else None,
         "validation_images": len(splits.validation),
         "provenance": provenance(version("hintsearch")),
@@ -338,6 +340,7 @@ def _run_tune(
         execution=execution,
         threads=study.resources.cpus_per_trial,
         checkpoint_seconds=study.budget.checkpoint_seconds,
+        rankings=study.objective.metric in RETRIEVAL_OBJECTIVES,
     )
     resolver = HintResolver(
         preparation.layers.candidates,
@@ -346,6 +349,9 @@ def _run_tune(
         study.seed,
         study.space.hints.metric_weights,
         preparation.similarity,
+        study.space.normalise,
+        study.warmup.warmup() if study.warmup else None,
+        study.dynamic_weights.dynamic_weights() if study.dynamic_weights else None,
     )
     storage = log.path.parent / "tune"
     experiment = 1 + sum(1 for _ in storage.iterdir()) if storage.is_dir() else 1

@@ -13,15 +13,20 @@ import optuna
 from optuna.distributions import distribution_to_json
 
 from ..analysis.hint_selection import AUTO
+from ..distill.loss_names import names_together
 from ..distill.seeding import derived_seed
 from ..models.files import replacing
 from .events import Event, Finished, Reported, Suggested
-from .study import KD_ONLY, NO_DISTILLATION, Range, Space, Study
+from .study import Study
+from .study_sections import Range, Space
+from .study_types import KD_ONLY, NO_DISTILLATION
 
 Parameters = dict[str, Any]
 
-# Optuna's names of its yes-or-no choices: an optional term after its weight, a layer metric after this prefix.
+# Optuna's names of its yes-or-no choices: an optional term after its weight, a layer metric after the prefix.
 SWITCH = ".on"
+# Between a weight's name and the loss whose own range it has.
+OF_LOSS = "@"
 METRIC_SWITCH = "hints.metrics."
 
 
@@ -65,8 +70,9 @@ class ArmSampler:
                 study.enqueue_trial({name: _chosen(name, event.parameters) for name in event.distributions})
                 self._ask(study, event.number, event.control)
             case Reported():
-                value = event.metrics[self._study.objective.metric]
-                self._trials[event.number][1].report(value, step=event.epoch)
+                if self._study.objective.metric in event.metrics:
+                    value = event.metrics[self._study.objective.metric]
+                    self._trials[event.number][1].report(value, step=event.epoch)
             case Finished():
                 self._tell(event)
             case _:
@@ -141,45 +147,83 @@ def suggest_parameters(
         parameters |= {"hints.clusters": control_clusters, "hints.metrics": "", "hints.selector": control}
     if "hints.selector" in parameters:
         parameters["loss.hint"] = _choice(trial, "loss.hint", space.loss.hint)
-        parameters["weight.hint"] = _value(trial, "weight.hint", space.weight.hint)
+        for name, loss in hint_weights(parameters["loss.hint"]):
+            span = space.weight.of_hint(loss)
+            parameters[name] = _value(trial, _optuna_name(name, loss, space), span)
     else:
         parameters["weight.hint"] = 0.0
-    if control == NO_DISTILLATION:
-        parameters["weight.logit"] = 0.0
-    else:
-        # KD only without its logit loss would be no distillation at all.
-        may_be_off = space.weight.logit.optional and control != KD_ONLY
-        parameters["weight.logit"] = _value(trial, "weight.logit", space.weight.logit, may_be_off)
-    if parameters["weight.logit"] > 0:
-        parameters["loss.logit"] = _choice(trial, "loss.logit", space.loss.logit)
-        parameters["temperature"] = _value(trial, "temperature", space.temperature)
-    parameters["weight.classification"] = _value(trial, "weight.classification", space.weight.classification)
+    parameters |= _other_weights(trial, space, control)
     parameters["lr"] = _value(trial, "lr", space.lr) if space.lr else recipe_lr
     return parameters
 
 
+def _other_weights(trial: optuna.Trial, space: Space, control: str) -> Parameters:
+    """Losses and weights of what is no hint of inner layers."""
+    weight, parameters = space.weight, Parameters()
+    distils = control != NO_DISTILLATION
+    embeds = distils and weight.embedding.high > 0
+    parameters["weight.logit"] = 0.0
+    if distils:
+        # KD only without its logit loss would be no distillation at all, unless the penultimate features are taught.
+        may_be_off = weight.logit.optional and not (control == KD_ONLY and not embeds)
+        parameters["weight.logit"] = _value(trial, "weight.logit", weight.logit, may_be_off)
+    if parameters["weight.logit"] > 0:
+        parameters["loss.logit"] = _choice(trial, "loss.logit", space.loss.logit)
+        parameters["temperature"] = _value(trial, "temperature", space.temperature)
+    if embeds:
+        parameters["weight.embedding"] = _value(trial, "weight.embedding", weight.embedding)
+        if parameters["weight.embedding"] > 0:
+            parameters["loss.embedding"] = _choice(trial, "loss.embedding", space.loss.embedding)
+    if not distils and weight.classification.may_be_zero:
+        # Labels are all that is left.
+        parameters["weight.classification"] = 1.0
+    else:
+        parameters["weight.classification"] = _value(trial, "weight.classification", weight.classification)
+    return parameters
+
+
+def hint_weights(losses: str) -> tuple[tuple[str, str], ...]:
+    """The parameters that hold the weights of hint losses such as `at+crd`, and the loss of each."""
+    return tuple(
+        ("weight.hint" if number == 1 else f"weight.hint.{number}", loss)
+        for number, loss in enumerate(names_together(losses), start=1)
+    )
+
+
 def default_parameters(space: Space, recipe_lr: float) -> Parameters:
     """What the first trial of a control arm takes: the study's defaults, every optional term on."""
-    ranges = {
-        "weight.hint": space.weight.hint,
-        "weight.logit": space.weight.logit,
-        "weight.classification": space.weight.classification,
+    weight = space.weight
+    ranges = {_optuna_name(name, loss, space): weight.of_hint(loss) for name, loss in hint_weights(space.loss.hint[0])}
+    ranges |= {
+        "weight.logit": weight.logit,
+        "weight.embedding": weight.embedding,
+        "weight.classification": weight.classification,
         "temperature": space.temperature,
     }
     if space.lr:
         ranges["lr"] = space.lr
     switches = {f"{name}{SWITCH}": True for name, r in ranges.items() if r.optional}
     values = {name: r.default for name, r in ranges.items()}
-    losses = {"loss.hint": space.loss.hint[0], "loss.logit": space.loss.logit[0]}
+    losses = {
+        "loss.hint": space.loss.hint[0],
+        "loss.logit": space.loss.logit[0],
+        "loss.embedding": space.loss.embedding[0],
+    }
     return {**losses, "lr": recipe_lr, **values, **switches}
+
+
+def _optuna_name(name: str, loss: str, space: Space) -> str:
+    """Optuna's name of a weight: a loss with a range of its own has a distribution of its own."""
+    return f"{name}{OF_LOSS}{loss}" if loss in space.weight.by_loss else name
 
 
 def _chosen(name: str, parameters: Parameters) -> Any:
     """What Optuna chose under that name, from parameters that show only what its switches led to."""
     if name in parameters:
         return parameters[name]
-    if name.endswith(SWITCH):
-        return parameters[name.removesuffix(SWITCH)] > 0
+    value = parameters.get(name.removesuffix(SWITCH).partition(OF_LOSS)[0])
+    if value is not None:
+        return value > 0 if name.endswith(SWITCH) else value
     return name.removeprefix(METRIC_SWITCH) in parameters["hints.metrics"].split(",")
 
 

@@ -61,14 +61,15 @@ class RungScheduler(FIFOScheduler):
         # A trial that went on from a checkpoint repeats epochs that the journal has: they are not recorded again.
         if epoch not in known.reports:
             metrics = {name: float(result[name]) for name in result if _is_ours(name)}
-            value = metrics[self._study.objective.metric]
-            if not math.isfinite(value):
+            # Rankings are measured at the end of a rung only.
+            value = metrics.get(self._study.objective.metric)
+            if value is not None and not math.isfinite(value):
                 # No comparison with NaN is true: neither this trial nor any after it would ever be stopped.
                 reason = f"{self._study.objective.metric} is {value} in epoch {epoch}; lower lr or the weights"
                 self._log.record(Finished(number, "failed", reason))
                 return str(TrialScheduler.STOP)
             decision: Decision | None = None
-            if epoch in self._study.budget.rungs[:-1]:
+            if value is not None and epoch in self._study.budget.rungs[:-1]:
                 decision = rung_decision(self._log.history, self._study, number, epoch, value)
             self._log.record(Reported(number, epoch, metrics, decision))
         return str(TrialScheduler.STOP if known.stopped else TrialScheduler.CONTINUE)
@@ -79,4 +80,5 @@ class RungScheduler(FIFOScheduler):
 
 
 def _is_ours(metric: str) -> bool:
-    return metric in ("lr", "train_loss", "images_per_second") or metric.startswith(("val_", "loss_", "normaliser_"))
+    single = ("lr", "train_loss", "images_per_second", "warmup_seconds")
+    return metric in single or metric.startswith(("val_", "loss_", "normaliser_", "warmup_loss_", "hint_weight."))

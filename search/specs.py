@@ -7,7 +7,9 @@ from ..models.errors import InputError
 from ..models.libraries import pretrained_preprocessing
 from ..models.preprocessing import Preprocessing
 from ..models.zoo import ModelSpec
-from .study import PRETRAINED, ModelSection, Study
+from .study import Study
+from .study_sections import ModelSection
+from .study_types import PRETRAINED
 
 
 def teacher_spec(study: Study, splits: DataSplits) -> ModelSpec:

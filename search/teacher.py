@@ -23,7 +23,9 @@ from ..models.zoo import ModelSpec, build_model
 from .networks import TrainedNetwork, as_arrays
 from .places import cache_folder, cached_teacher_path
 from .specs import teacher_spec
-from .study import PRETRAINED, ModelSection, Study
+from .study import Study
+from .study_sections import ModelSection
+from .study_types import PRETRAINED
 from .training import TrainingReport, TrainingTask, train_on_cluster
 
 # Part of the cache key: a teacher of an older trainer is another teacher.

@@ -17,7 +17,7 @@ from ..models.weights import StateDict
 from ..models.zoo import ModelSpec
 from .hardware import local_execution
 from .networks import TrainedNetwork
-from .study import ResourcesSection
+from .study_sections import ResourcesSection
 
 OnEpoch = Callable[[EpochResult, int], None]
 

@@ -19,16 +19,22 @@ from ..analysis.pairing import BY_DEPTH, pair_hints
 from ..analysis.stability import with_stability
 from ..distill.allocation import keep_freed_memory
 from ..distill.data import DataSplits
+from ..distill.dynamic_weights import DynamicWeights
 from ..distill.execution import Execution
 from ..distill.hint_configuration import HintConfiguration, HintPair
+from ..distill.hint_terms import teacher_terms
 from ..distill.recipe import Recipe
 from ..distill.seeding import derived_seed
-from ..distill.trainer import NonFiniteLossError, Seeds, Trainer
+from ..distill.stepping import NonFiniteLossError
+from ..distill.trainer import Seeds, Trainer
+from ..distill.warmup import Warmup
+from ..distill.weight_network import FEWEST_HINTS
 from ..models.candidates import Candidate
 from ..models.errors import InputError
 from ..models.zoo import ModelSpec
 from .events import Suggested
 from .networks import TrainedNetwork, as_tensors
+from .sampler import hint_weights
 
 CHECKPOINT_FILE = "training.pt"
 
@@ -44,6 +50,9 @@ class HintResolver:
         seed: of the study, for the random control.
         metric_weights: of layer metrics in a combination, 1 for one that is not in it.
         similarity: [teacher's candidates, student's candidates] for the pairing that reads it.
+        normalise: whether hint terms are divided by their size at the start.
+        warmup: of every configuration with hint points.
+        dynamic_weights: of every configuration with at least two terms that read the teacher.
     """
 
     teacher: tuple[Candidate, ...]
@@ -52,6 +61,9 @@ class HintResolver:
     seed: int
     metric_weights: Mapping[str, float] = field(default_factory=dict)
     similarity: Matrix | None = None
+    normalise: bool = True
+    warmup: Warmup | None = None
+    dynamic_weights: DynamicWeights | None = None
 
     def resolve(
         self, number: int, control: str, parameters: Mapping[str, Any]
@@ -62,16 +74,20 @@ class HintResolver:
             InputError: the parameters do not fit the networks.
         """
         selection = self._selection(number, control, parameters)
-        return (
-            HintConfiguration(
-                pairs=self._pairs(selection, parameters) if selection else (),
-                classification_weight=parameters["weight.classification"],
-                logit_weight=parameters["weight.logit"],
-                logit_loss=parameters.get("loss.logit", "kd"),
-                temperature=parameters.get("temperature", 4.0),
-            ),
-            selection,
+        hints = HintConfiguration(
+            pairs=self._pairs(selection, parameters) if selection else (),
+            classification_weight=parameters["weight.classification"],
+            logit_weight=parameters["weight.logit"],
+            logit_loss=parameters.get("loss.logit", "kd"),
+            temperature=parameters.get("temperature", 4.0),
+            embedding_weight=parameters.get("weight.embedding", 0.0),
+            embedding_loss=parameters.get("loss.embedding", "pkt_symmetric"),
+            normalise=self.normalise,
+            warmup=self.warmup if selection else None,
         )
+        if self.dynamic_weights and teacher_terms(hints) >= FEWEST_HINTS:
+            hints = replace(hints, dynamic_weights=self.dynamic_weights)
+        return hints, selection
 
     def _selection(self, number: int, control: str, parameters: Mapping[str, Any]) -> HintSelection | None:
         if "hints.selector" not in parameters:
@@ -88,8 +104,9 @@ class HintResolver:
 
     def _pairs(self, selection: HintSelection, parameters: Mapping[str, Any]) -> tuple[HintPair, ...]:
         points = [self.teacher[index - 1] for index in selection.indices]
+        weights = [(loss, parameters[name]) for name, loss in hint_weights(parameters["loss.hint"])]
         return tuple(
-            HintPair(point.path, layer.path, parameters["loss.hint"], parameters["weight.hint"])
+            HintPair(point.path, layer.path, loss, weight)
             for point, layer in pair_hints(
                 selection.selector,
                 points,
@@ -98,6 +115,7 @@ class HintResolver:
                 parameters.get("hints.pairing", BY_DEPTH),
                 self.similarity,
             )
+            for loss, weight in weights
         )
 
 
@@ -116,6 +134,7 @@ class TrialContext:
             sees them all.
         threads: torch's, from the trial's resources (Ray's own setting follows the CPU request only at start).
         checkpoint_seconds: least time between two checkpoints inside a rung.
+        rankings: whether rankings are measured at the end of each rung.
     """
 
     student: ModelSpec
@@ -127,6 +146,7 @@ class TrialContext:
     execution: Execution
     threads: int
     checkpoint_seconds: float
+    rankings: bool = False
 
 
 def tune_config(suggested: Suggested, checkpoint: str | None) -> dict[str, Any]:
@@ -171,6 +191,7 @@ def _train(config: dict[str, Any], context: TrialContext) -> None:
         teacher=context.teacher.as_teacher() if hints.needs_teacher else None,
         start=as_tensors(context.start) if context.start else None,
         execution=context.execution,
+        rankings=context.rankings,
     )
     if config["checkpoint"]:
         with tune.Checkpoint(config["checkpoint"]).as_directory() as folder:
@@ -179,7 +200,9 @@ def _train(config: dict[str, Any], context: TrialContext) -> None:
     for result in trainer.epochs():
         metrics = {"epoch": result.epoch, **result.metrics}
         if result.epoch == 1:
-            metrics |= {f"normaliser_{i}": value for i, value in enumerate(trainer.normalisers, start=1)}
+            metrics |= {
+                f"normaliser_{i}": value for i, value in enumerate(trainer.normalisers, start=1) if value is not None
+            }
         ended = result.epoch == context.rungs[-1]
         due = result.epoch in context.rungs or monotonic() - saved >= context.checkpoint_seconds
         if ended or not due:

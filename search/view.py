@@ -255,21 +255,21 @@ class View:
     def retrained(self, hints: HintFile, students: Sequence[RetrainedStudent], repeats: bool) -> None:
         """One row a student, mean and spread, and, if it should, whether the first repeats the exported figure."""
         table = Table(title=f"Students retrained from trial {hints.trial} of {hints.search}")
-        for column in ("data seed", "init seed", "validation accuracy", "test accuracy", "weights"):
+        # What decided the search, beside accuracy.
+        decisive = hints.evidence.metric.removeprefix("val_")
+        shown = list(dict.fromkeys(["accuracy", decisive]))
+        figures = [f"{split} {name}" for name in shown for split in ("validation", "test")]
+        for column in ("data seed", "init seed", *figures, "weights"):
             table.add_column(column, overflow="fold")
         for student in students:
-            table.add_row(
-                str(student.data_seed),
-                str(student.init_seed),
-                f"{student.validation['val_accuracy']:.4f}",
-                f"{student.test_accuracy:.4f}",
-                str(student.path),
-            )
+            values = [value for name in shown for value in (student.validation[f"val_{name}"], student.test[name])]
+            cells = [f"{value:.4f}" for value in values]
+            table.add_row(str(student.data_seed), str(student.init_seed), *cells, str(student.path))
         self.console.print(table)
-        if len(students) > 1:
-            accuracies = [student.test_accuracy for student in students]
-            mean, sd = statistics.mean(accuracies), statistics.stdev(accuracies)
-            self.say(f"Test accuracy {mean:.4f} ± {sd:.4f} (mean ± sd of {len(students)} init seeds)")
+        for name in shown if len(students) > 1 else []:
+            tested = [student.test[name] for student in students]
+            mean, sd = statistics.mean(tested), statistics.stdev(tested)
+            self.say(f"Test {name} {mean:.4f} ± {sd:.4f} (mean ± sd of {len(students)} init seeds)")
         if repeats:
             again, exported = students[0].validation[hints.evidence.metric], hints.evidence.value
             said = "exactly the exported figure" if again == exported else f"the export says {exported:.6f}"
@@ -314,10 +314,15 @@ def trial_cells(arm: str, control: str, parameters: Mapping[str, Any]) -> tuple[
         str(len(points.split(","))) if points else "",
         points.replace("layer", "").replace(",", " "),
         str(parameters.get("loss.hint", "")),
-        _short(parameters.get("weight.hint")),
+        " ".join(_short(parameters[name]) for name in hint_weight_names(parameters)),
         _logit_cell(parameters),
         _short(parameters.get("temperature")),
     )
+
+
+def hint_weight_names(parameters: Mapping[str, Any]) -> list[str]:
+    """The parameters that hold weights of hint losses, in the order of the losses."""
+    return sorted(name for name in parameters if name == "weight.hint" or name.startswith("weight.hint."))
 
 
 def _logit_cell(parameters: Mapping[str, Any]) -> str:

@@ -43,7 +43,7 @@ PLACES = {
     "ray": ("search/",),
     "optuna": ("search/", "analysis/importance.py"),
     "mlflow": ("search/", "analysis/trials.py"),
-    "pydantic": ("search/study.py", "search/export.py"),
+    "pydantic": ("search/study.py", "search/study_sections.py", "search/study_types.py", "search/export.py"),
     "matplotlib": ("analysis/plots.py", "analysis/report.py"),
     "plotly": ("analysis/plots.py", "analysis/report.py"),
 }

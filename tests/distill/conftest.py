@@ -6,7 +6,7 @@ import pytest
 import torch
 from hintsearch.distill.batches import Batch, DeviceImages
 from hintsearch.distill.data import DataSplits, ImageSet
-from hintsearch.distill.losses import HINT_LOSSES, HintLoss
+from hintsearch.distill.losses import HINT_LOSSES, HintLoss, TeacherLayer
 from hintsearch.models.zoo import ModelSpec, build_model
 from torch import Tensor, nn
 
@@ -49,8 +49,9 @@ class Scales(HintLoss):
 
     scales: Tensor
 
-    def read_teacher(self, layer: nn.Module) -> None:
-        norms = [module for module in layer.modules() if isinstance(module, nn.BatchNorm2d)]
+    def read_teacher(self, layer: TeacherLayer) -> None:
+        read = layer.network.get_submodule(layer.path)
+        norms = [module for module in read.modules() if isinstance(module, nn.BatchNorm2d)]
         self.register_buffer("scales", torch.stack([norm.weight.detach().mean() for norm in norms]))
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -7,10 +7,12 @@ import pytest
 import torch
 from hintsearch.distill.batches import Batch
 from hintsearch.distill.execution import Execution
+from hintsearch.distill.feature_losses import AttentionTransfer
 from hintsearch.distill.hint_configuration import HintConfiguration, HintPair
 from hintsearch.distill.hinted_student import HintedStudent, Labelling, LossTerms
 from hintsearch.distill.logit_losses import kd
-from hintsearch.distill.losses import HINT_LOSSES, FeatureShape, HintLoss
+from hintsearch.distill.losses import FeatureShape, HintLoss
+from hintsearch.distill.relation_losses import SimilarityPreserving
 from hintsearch.distill.teacher_pass import TeacherPass
 from hintsearch.models.errors import InputError
 from hintsearch.models.weights import weights_sha256
@@ -31,13 +33,19 @@ BLOCKS = HintConfiguration(pairs=(HintPair("layer2.0", "layer1.0", "fitnet", 1.0
 class Scaled(HintLoss):
     """A hint loss without adapters whose raw values are `factor` times as large."""
 
-    def __init__(self, loss: nn.Module, factor: float) -> None:
-        nn.Module.__init__(self)
+    def __init__(self, loss: HintLoss, factor: float) -> None:
+        super().__init__(FeatureShape(1, 1, 1), FeatureShape(1, 1, 1))
         self.loss, self.factor = loss, factor
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
-        raw: Tensor = self.loss(student, teacher)
-        return self.factor * raw
+        return self.factor * self.loss.compare(student, teacher)
+
+
+def scale(whole: HintedStudent, number: int, factor: float) -> None:
+    """Makes the raw values of a student's hint term `factor` times as large."""
+    term = whole.hint_terms[number]
+    assert isinstance(term.loss, HintLoss)
+    term.loss = Scaled(term.loss, factor)
 
 
 def residual_student() -> nn.Module:
@@ -91,11 +99,16 @@ def test_terms_are_the_losses_of_the_named_layers(plain_network: PlainNetwork, b
     terms = lesson(student, HINTS, teacher).terms(batches[0])
     ours, theirs = (layers_by_hand(network, batches[0].images) for network in (student, teacher))
     shape = FeatureShape(1, 1, 1)
-    at, sp = HINT_LOSSES.get("at")(shape, shape), HINT_LOSSES.get("sp")(shape, shape)
+    at, sp = AttentionTransfer(shape, shape), SimilarityPreserving(shape, shape)
     expected = LossTerms(
         classification=functional.cross_entropy(ours["logits"], batches[0].labels),
         logit=kd(ours["logits"], theirs["logits"], batches[0].labels, 2.0).mean(),
-        hints=torch.stack([at(ours["conv1"], theirs["conv1"]), sp(ours["conv2"], theirs["conv2"])]),
+        hints=torch.stack(
+            [
+                at.compare(ours["conv1"], theirs["conv1"]).mean(),
+                sp.compare(ours["conv2"], theirs["conv2"]).mean(),
+            ]
+        ),
     )
     torch.testing.assert_close(terms.classification, expected.classification)
     torch.testing.assert_close(terms.logit, expected.logit)
@@ -133,7 +146,7 @@ def test_logit_loss_works_without_pairs(plain_network: PlainNetwork, batches: li
 def test_pair_of_weight_zero_is_dropped(plain_network: PlainNetwork, batches: list[Batch]) -> None:
     hints = replace(HINTS, pairs=(AT, replace(FITNET, weight=0.0), SP))
     taught = lesson(plain_network(), hints, plain_network(6))
-    assert len(taught.whole.hint_losses) == 2
+    assert len(taught.whole.hint_terms) == 2
     assert taught.terms(batches[0]).hints.shape == (2,)
 
 
@@ -157,7 +170,7 @@ def test_repeated_student_layer_learns_from_each_of_its_teacher_layers(
 def test_adapter_fits_layers_of_other_channels_and_sizes(plain_network: PlainNetwork, batches: list[Batch]) -> None:
     pair = replace(FITNET, student_layer="conv1", teacher_layer="conv2")
     taught = lesson(plain_network(4), replace(HINTS, pairs=(pair,)), plain_network(6))
-    assert taught.whole.get_parameter("hint_losses.0.regressor.weight").shape == (12, 4, 1, 1)
+    assert taught.whole.get_parameter("_terms.0.loss.regressor.weight").shape == (12, 4, 1, 1)
     assert taught.terms(batches[0]).hints.isfinite().all()
 
 
@@ -190,7 +203,7 @@ def test_raw_size_of_a_loss_does_not_change_its_normalised_term(
     plain_network: PlainNetwork, batches: list[Batch], factor: float
 ) -> None:
     plain, scaled = (lesson(plain_network(), HINTS, plain_network(6)) for _ in range(2))
-    scaled.whole.hint_losses[0] = Scaled(scaled.whole.hint_losses[0], factor)
+    scale(scaled.whole, 0, factor)
     totals = []
     for taught in (plain, scaled):
         taught.set_normalisers(batches)
@@ -221,7 +234,7 @@ def test_hint_loss_that_is_zero_at_the_start_is_an_error_naming_it(
 ) -> None:
     pairs = (replace(AT, student_layer="conv2"), AT)
     taught = lesson(plain_network(), replace(HINTS, pairs=pairs), plain_network())
-    taught.whole.hint_losses[1] = Scaled(taught.whole.hint_losses[1], 0.0)
+    scale(taught.whole, 1, 0.0)
     with pytest.raises(InputError) as caught:
         taught.set_normalisers(batches)
     assert str(caught.value) == (
@@ -233,10 +246,9 @@ def test_hint_loss_that_is_zero_at_the_start_is_an_error_naming_it(
 def test_smallest_raw_loss_that_can_be_normalised_is_1e_8(plain_network: PlainNetwork, batches: list[Batch]) -> None:
     taught = lesson(plain_network(), replace(HINTS, pairs=(AT,)), plain_network(6))
     raw = float(taught.raw_hints(batches).mean())
-    loss = taught.whole.hint_losses[0]
-    taught.whole.hint_losses[0] = Scaled(loss, 1.01e-8 / raw)
+    scale(taught.whole, 0, 1.01e-8 / raw)
     taught.set_normalisers(batches)
-    taught.whole.hint_losses[0] = Scaled(loss, 0.99e-8 / raw)
+    scale(taught.whole, 0, 0.99 / 1.01)
     with pytest.raises(InputError, match=r"the hint loss at of conv1 → conv1 is 9.9e-09 at the start"):
         taught.set_normalisers(batches)
 
@@ -244,7 +256,7 @@ def test_smallest_raw_loss_that_can_be_normalised_is_1e_8(plain_network: PlainNe
 def test_teacher_is_no_part_of_what_is_saved(plain_network: PlainNetwork) -> None:
     whole = HintedStudent(plain_network(), replace(HINTS, pairs=(FITNET,)), plain_network(6), IMAGE)
     student = {f"student.{name}" for name in plain_network().state_dict()}
-    adapters = {"hint_losses.0.regressor.weight", "hint_losses.0.regressor.bias"}
+    adapters = {"_terms.0.loss.regressor.weight", "_terms.0.loss.regressor.bias"}
     assert set(whole.state_dict()) == student | adapters | {"normalisers"}
 
 
@@ -278,7 +290,7 @@ def test_hint_loss_reads_the_parameters_of_its_own_teacher_layer(teacher: nn.Mod
             nn.init.constant_(teacher.get_parameter(f"{layer}.{norm}.weight"), value + 1.5)
     pairs = tuple(HintPair(layer, "layer1.0", scales_loss, 1.0) for layer in ("layer2.0", "layer1.0"))
     whole = HintedStudent(residual_student(), HintConfiguration(pairs=pairs), teacher, IMAGE)
-    assert [loss.get_buffer("scales")[0].item() for loss in whole.hint_losses] == [2.5, 1.5]
+    assert [term.loss.get_buffer("scales")[0].item() for term in whole.hint_terms] == [2.5, 1.5]
 
 
 def test_teacher_may_take_images_of_another_size(plain_network: PlainNetwork, batches: list[Batch]) -> None:
@@ -286,7 +298,7 @@ def test_teacher_may_take_images_of_another_size(plain_network: PlainNetwork, ba
     # Flattened before the pooling, so that the size of the image is the number of channels.
     student, teacher = plain_network(), nn.Sequential(OrderedDict(conv=nn.Conv2d(1, 2, 1), flat=nn.Flatten()))
     whole = HintedStudent(student, HintConfiguration(pairs=(pair,)), teacher, IMAGE, teacher_shape=(1, 16, 16))
-    assert whole.get_parameter("hint_losses.0.regressor.weight").shape == (2 * 16 * 16, 3, 1, 1)
+    assert whole.get_parameter("_terms.0.loss.regressor.weight").shape == (2 * 16 * 16, 3, 1, 1)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -321,7 +333,7 @@ def test_where_the_networks_run_in_bf16_adapters_do_so_too_but_losses_are_in_flo
             return student.mean()
 
     taught = lesson(plain_network(), replace(HINTS, pairs=(AT,)), plain_network(4), Execution(precision="bf16"))
-    taught.whole.hint_losses[0] = Watched(FeatureShape(4, 8, 8), FeatureShape(4, 8, 8))
+    taught.whole.hint_terms[0].loss = Watched(FeatureShape(4, 8, 8), FeatureShape(4, 8, 8))
     terms = taught.terms(batches[0])
     assert (adapted, seen) == ([torch.bfloat16], [torch.float32] * 3)
     assert {terms.classification.dtype, terms.logit.dtype, terms.hints.dtype} == {torch.float32}

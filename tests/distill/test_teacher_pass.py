@@ -6,12 +6,15 @@ import pytest
 import torch
 from hintsearch.distill.batches import Batch
 from hintsearch.distill.execution import Execution
+from hintsearch.distill.hint_configuration import HintConfiguration, HintPair
+from hintsearch.distill.hinted_student import HintedStudent
 from hintsearch.distill.logit_losses import LOGIT_LOSSES
-from hintsearch.distill.losses import HINT_LOSSES, FeatureShape
+from hintsearch.distill.losses import HINT_LOSSES
 from hintsearch.distill.teacher_pass import TeacherOutputs, TeacherPass
 from hintsearch.models.errors import InputError
 from hintsearch.models.folding import frozen
 from hintsearch.models.weights import weights_sha256
+from hintsearch.models.zoo import ModelSpec, build_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -107,16 +110,18 @@ def test_folded_teacher_computes_no_batch_norm(teacher: nn.Module, batches: list
 
 @pytest.mark.parametrize("name", HINT_LOSSES.names())
 def test_hint_loss_is_the_same_of_a_folded_teacher(teacher: nn.Module, batches: list[Batch], name: str) -> None:
-    student = torch.randn(len(batches[0].labels), 5, 4, 4, generator=torch.Generator().manual_seed(1))
     values = []
     for fold in (True, False):
-        feature = taught(teacher, batches[0].images, ("layer2.0",), fold_teacher=fold).features["layer2.0"]
+        pairs = tuple(HintPair(layer, layer, name, 1.0) for layer in ("layer1.0", "layer2.0"))
         with torch.random.fork_rng():
             torch.manual_seed(2)
-            loss = HINT_LOSSES.get(name)(FeatureShape(5, 4, 4), FeatureShape(*feature.shape[1:]))
-        loss.read_teacher(frozen(teacher).get_submodule("layer2.0"))
-        values.append(loss(student, feature).item())
-    assert values[0] == pytest.approx(values[1], rel=1e-5)
+            student = build_model(ModelSpec("resnet8", 3, 1, width=0.25))
+            whole = HintedStudent(student, HintConfiguration(pairs), teacher, IMAGE, labels=torch.arange(60) % 3)
+        outputs = taught(teacher, batches[0].images, whole.teacher_layers, fold_teacher=fold)
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            values.append(whole.terms(batches[0], outputs).hints)
+    torch.testing.assert_close(values[0], values[1], rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", LOGIT_LOSSES.names())

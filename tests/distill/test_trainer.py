@@ -15,8 +15,9 @@ from hintsearch.distill.execution import Execution
 from hintsearch.distill.hint_configuration import HintConfiguration, HintPair
 from hintsearch.distill.hinted_student import HintedStudent
 from hintsearch.distill.recipe import Recipe
+from hintsearch.distill.stepping import NonFiniteLossError
 from hintsearch.distill.teacher_pass import TeacherPass
-from hintsearch.distill.trainer import EpochResult, NonFiniteLossError, Seeds, TeacherNetwork, Trainer
+from hintsearch.distill.trainer import EpochResult, Seeds, TeacherNetwork, Trainer
 from hintsearch.models.errors import InputError
 from hintsearch.models.preprocessing import Preprocessing
 from hintsearch.models.weights import weights_sha256
@@ -272,7 +273,7 @@ def test_damaged_checkpoint_is_an_error_naming_it(make_trainer: MakeTrainer, tmp
 
 def test_checkpoint_of_another_version_is_an_error(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     torch.save({"version": 1, "epoch": 3}, tmp_path / "checkpoint.pt")
-    with pytest.raises(InputError, match=r"checkpoint.pt has version 1, but must have 2; start the training anew"):
+    with pytest.raises(InputError, match=r"checkpoint.pt has version 1, but must have 3; start the training anew"):
         make_trainer().load_checkpoint(tmp_path / "checkpoint.pt")
 
 
@@ -317,7 +318,7 @@ def test_normalisers_come_from_the_checkpoint(make_trainer: MakeTrainer, tmp_pat
 def test_teacher_is_not_in_the_checkpoint(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     make_trainer().save_checkpoint(tmp_path / "checkpoint.pt")
     content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    assert {name.split(".")[0] for name in content["students"][0]["whole"]} == {"student", "hint_losses", "normalisers"}
+    assert {name.split(".")[0] for name in content["students"][0]["whole"]} == {"student", "_terms", "normalisers"}
 
 
 def test_epoch_that_failed_is_not_counted(make_trainer: MakeTrainer) -> None:
@@ -361,7 +362,7 @@ def test_start_decides_the_student_and_the_init_seed_its_adapters(make_trainer: 
     for number, start in enumerate((None, make_trainer(seeds=Seeds(1, 9)).student.state_dict())):
         make_trainer(start=start).save_checkpoint(tmp_path / f"{number}.pt")
         whole = torch.load(tmp_path / f"{number}.pt", weights_only=True)["students"][0]["whole"]
-        adapters.append(whole["hint_losses.0.regressor.weight"])
+        adapters.append(whole["_terms.0.loss.regressor.weight"])
     assert torch.equal(adapters[0], adapters[1])
 
 

@@ -51,7 +51,7 @@ def searched(
     tracked.tag_parent({"objective": "val_accuracy", "direction": "maximize"})
     tracked.add_documents({"search.json": search_document(digits, preparation, Execution())})
     log = SearchLog(tmp_path_factory.mktemp("search") / "journal.jsonl")
-    logger = MlflowLogger(tracked, log, "val_accuracy")
+    logger = MlflowLogger(tracked, log)
     log.listen(logger)
     log.record(Prepared(preparation.teacher.sha256, str(preparation.teacher.path), 0.95))
     for number, (control, accuracy) in TRIALS.items():

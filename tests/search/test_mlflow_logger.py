@@ -30,7 +30,7 @@ def attach(tracked: TrackedSearch) -> Attach:
     """A logger on the search's runs that follows a log, after catching up with what has been replayed to it."""
 
     def make(log: SearchLog) -> MlflowLogger:
-        logger = MlflowLogger(tracked, log, "val_accuracy")
+        logger = MlflowLogger(tracked, log)
         logger.catch_up()
         log.listen(logger)
         return logger

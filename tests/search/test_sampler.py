@@ -6,7 +6,8 @@ import optuna
 import pytest
 from hintsearch.search.events import Event, Finished, Reported, Suggested, event_from_dict, event_to_dict
 from hintsearch.search.sampler import ArmSampler
-from hintsearch.search.study import CONTROL_ARMS, Study
+from hintsearch.search.study import Study
+from hintsearch.search.study_types import CONTROL_ARMS
 from optuna.trial import TrialState
 
 Suggest = Callable[..., Suggested]

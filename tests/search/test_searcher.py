@@ -16,7 +16,8 @@ from hintsearch.search.searcher import (
     plan_trials,
     remaining_trials,
 )
-from hintsearch.search.study import CONTROL_ARMS, Study
+from hintsearch.search.study import Study
+from hintsearch.search.study_types import CONTROL_ARMS
 from hintsearch.search.trial import HintResolver, tune_config
 from ray import tune
 from ray.tune.experiment import Trial

@@ -10,7 +10,7 @@ from hintsearch.models.preprocessing import Preprocessing
 from hintsearch.search.hardware import local_execution, trial_execution
 from hintsearch.search.layers import candidates_of
 from hintsearch.search.specs import model_spec
-from hintsearch.search.study import ModelSection, ResourcesSection
+from hintsearch.search.study_sections import ModelSection, ResourcesSection
 
 DATA = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
 IMAGE = (3, 32, 32)

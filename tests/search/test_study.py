@@ -29,7 +29,7 @@ def refusal(key: str, value: Any) -> str:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("budgets", {}, "unknown key 'budgets'; did you mean 'budget'? (budget, controls, data, layers, name, "),
+        ("budgets", {}, "unknown key 'budgets'; did you mean 'budget'? (budget, controls, data, dynamic_weights, "),
         ("budget.trial", 3, "unknown key 'budget.trial'; did you mean 'trials'? (checkpoint_seconds, reduction, "),
         ("space.weight.hint", {"lo": 1, "high": 2}, "unknown key 'space.weight.hint.lo'; did you mean 'low'? (default"),
         ("space.lr", {"low": 1, "hihg": 2}, "unknown key 'space.lr.hihg'; did you mean 'high'? (default, high, low"),
@@ -58,7 +58,7 @@ def refusal(key: str, value: Any) -> str:
         (
             "space.loss.hint",
             ["fitnets"],
-            "space.loss.hint.0: unknown hint loss 'fitnets'; did you mean 'fitnet'? (at, ",
+            "space.loss.hint.0: unknown hint loss 'fitnets'; did you mean 'fitnet'? (ab, at, ",
         ),
         (
             "space.loss.logit",
@@ -300,5 +300,7 @@ def test_data_are_split_by_the_study_s_seed() -> None:
 def test_classifier_that_may_stay_untrained_is_refused(weight: object) -> None:
     content = load_study("digits").resolved()
     content["space"]["weight"]["classification"] = weight
-    with pytest.raises(InputError, match=r"needs a trained classifier; set it to 1$"):
+    with pytest.raises(
+        InputError, match=r"needs a trained classifier; set it to 1, or the objective to val_map_cosine$"
+    ):
         validate_study(content, "digits")

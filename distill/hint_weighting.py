@@ -1,0 +1,169 @@
+"""One student whose distillation terms are weighed for each image: HKD.
+
+Liu et al. 2023, arXiv 2211.17059; the scheme is this project's, see `DynamicWeights`.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .batches import Batch, Batches
+from .dynamic_weights import DynamicWeights
+from .hinted_student import HintedStudent, SampleLosses
+from .meta_step import MetaStep, WeightedLosses
+from .seeding import derived_seed
+from .teacher_pass import TeacherOutputs
+from .weight_network import WeightHistory, WeightNetwork, weight_optimizer
+
+LOGIT_TERM = "logit"
+
+
+class HintWeighting:
+    """Gives each distillation term of each image a weight of mean 1 over the terms, and learns to.
+
+    In a step: the weight network weighs the present losses; every `meta_every` steps it learns by a virtual step of the
+    student; the step itself is weighed by the history of each image. In the epochs of its warm-up all weights are 1.
+
+    Args:
+        whole: the student with its hint terms, of which there are at least two with the logit loss.
+        settings: how.
+        images: of the training split.
+        meta: what the weight network learns by; no image of the training split.
+        first_rung: epochs of the first rung.
+        seed: of the weight network and of the order of the meta images.
+
+    Raises:
+        InputError: fewer than two terms.
+    """
+
+    def __init__(
+        self,
+        whole: HintedStudent,
+        settings: DynamicWeights,
+        images: int,
+        meta: Batches,
+        first_rung: int,
+        seed: int,
+    ) -> None:
+        self._whole, self._settings, self._meta, self._seed = whole, settings, meta, seed
+        logit = [LOGIT_TERM] if whole.hints.logit_weight > 0 else []
+        self._names = [*logit, *(term.name for term in whole.hint_terms)]
+        with torch.random.fork_rng():
+            torch.manual_seed(derived_seed("weights", seed))
+            network = WeightNetwork(len(self._names), settings.hidden)
+        device = whole.normalisers.device
+        self._network = network.to(device)
+        self._history = WeightHistory(images, len(self._names), settings.history_momentum).to(device)
+        self._optimizer = weight_optimizer(self._network, settings)
+        self._meta_step = MetaStep(whole)
+        self._warmup_epochs = settings.warmup_epochs(first_rung)
+        self._step = 0
+        self._epoch = 0
+        self._sums = torch.zeros(len(self._names), dtype=torch.float64, device=device)
+        self._weighed = 0
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Gets ready for an epoch of the main stage, from 1."""
+        self._epoch = epoch
+        self._sums.zero_()
+        self._weighed = 0
+
+    def loss(self, batch: Batch, taught: TeacherOutputs, lr: float) -> tuple[Tensor, SampleLosses]:
+        """The loss of a batch with its weights, scalar, and its terms; on the way the weight network learns.
+
+        Args:
+            batch: images and labels.
+            taught: what the teacher says of them.
+            lr: of the step that will follow.
+        """
+        whole = self._whole
+        found = whole.sample_losses(batch, taught)
+        losses = WeightedLosses(
+            whole.hints.classification_weight * whole.classification(found.logits, batch.labels),
+            _columns(found, len(batch.labels)),
+            self._scales(),
+        )
+        weights = torch.ones_like(losses.hints)
+        if self._epoch > self._warmup_epochs and self._settings.meta:
+            weights = self._weights(batch, taught, found, losses, lr)
+        self._sums += weights.detach().double().sum(dim=0)
+        self._weighed += len(weights)
+        return losses.total(weights), found
+
+    def metrics(self) -> dict[str, float]:
+        """The mean weight of each term over the epoch's images, as `hint_weight.NAME`."""
+        means = (self._sums / max(self._weighed, 1)).tolist()
+        return {f"hint_weight.{name}": mean for name, mean in zip(self._names, means, strict=True)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes while training."""
+        return {
+            "network": self._network.state_dict(),
+            "history": self._history.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "step": self._step,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self._network.load_state_dict(state["network"])
+        self._history.load_state_dict(state["history"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._step = state["step"]
+
+    def _weights(
+        self, batch: Batch, taught: TeacherOutputs, found: SampleLosses, losses: WeightedLosses, lr: float
+    ) -> Tensor:
+        """What the step is weighed with, [B, terms]."""
+        entropy = nn.functional.cross_entropy(found.logits, batch.labels, reduction="none")
+        seen = torch.cat([entropy[:, None], losses.hints], dim=1).detach()
+        if self._settings.updates_at(self._step):
+            self._learn(batch, taught, losses, seen, lr)
+        self._step += 1
+        with torch.no_grad():
+            weights = self._history.ensembled(batch.indices, self._network(seen))
+            self._history.write(batch.indices, weights)
+        return weights
+
+    def _learn(self, batch: Batch, taught: TeacherOutputs, losses: WeightedLosses, seen: Tensor, lr: float) -> None:
+        seed = derived_seed("meta", self._seed, self._step)
+        (meta,) = self._meta.fixed_batches(1, self._settings.meta_batch_size, seed)
+        self._optimizer.zero_grad(set_to_none=True)
+        with _not_remembering(self._whole):
+            self._meta_step(
+                losses,
+                self._network(seen),
+                lr,
+                lambda: _columns(self._whole.sample_losses(batch, taught, precise=True), len(batch.labels)),
+                lambda: self._whole.label_loss(meta),
+            )
+        self._optimizer.step()
+
+    def _scales(self) -> Tensor:
+        """λ [terms]: configured weight over normaliser."""
+        hints = self._whole.hint_scales
+        if self._whole.hints.logit_weight == 0:
+            return hints
+        return torch.cat([hints.new_full((1,), self._whole.hints.logit_weight), hints])
+
+
+def _columns(found: SampleLosses, images: int) -> Tensor:
+    """ℓ [B, terms]; a loss of the whole batch counts alike for each image."""
+    logit = [] if found.logit is None else [found.logit]
+    return torch.stack([loss.expand(images) for loss in (*logit, *found.hints)], dim=1)
+
+
+@contextmanager
+def _not_remembering(whole: HintedStudent) -> Iterator[None]:
+    """Losses keep nothing of batches that are only tried."""
+    losses = [term.loss for term in whole.hint_terms]
+    for loss in losses:
+        loss.remembers = False
+    try:
+        yield
+    finally:
+        for loss in losses:
+            loss.remembers = True

@@ -1,0 +1,454 @@
+"""The sections of a study file."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from ..analysis.hint_selection import AUTO, HIGHEST_AUTOMATIC
+from ..distill.dynamic_weights import DynamicWeights
+from ..distill.execution import PRECISIONS
+from ..distill.loss_names import TOGETHER, names_together
+from ..distill.recipe import CLASS_WEIGHTS, OPTIMIZERS, SCHEDULES, Recipe
+from ..distill.warmup import ORDERS, Warmup
+from ..models.errors import InputError
+from .study_types import (
+    AUTO_PRECISION,
+    CONTROL_ARMS,
+    CompileMode,
+    ControlName,
+    DataName,
+    Deviations,
+    Fraction,
+    HintLossName,
+    HintLossNames,
+    ImageSize,
+    InterpolationName,
+    LogitLossNames,
+    LossPresetName,
+    Means,
+    MetricName,
+    Metrics,
+    Milestones,
+    ModelName,
+    Names,
+    ObjectiveName,
+    PairingName,
+    PathText,
+    PresetName,
+    Section,
+    SelectorName,
+    WeightsText,
+    distinct,
+    one_of,
+)
+
+
+class DataSection(Section):
+    """Which images, and how they are split (see `DataSpec`)."""
+
+    name: DataName = "digits"
+    root: PathText | None = None
+    train_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    validation_fraction: Fraction = 0.2
+    test_fraction: Fraction = 0.2
+    mean: Means | None = None
+    sd: Deviations | None = None
+    size: ImageSize | None = None
+    interpolation: InterpolationName = "bilinear"
+    crop_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
+    memory_gb: Annotated[float, Field(ge=0)] = 4
+    workers: Annotated[int, Field(ge=1)] = 2
+    unreadable: Annotated[int, Field(ge=0)] = 0
+    classes: Annotated[int, Field(ge=2)] | None = None
+
+
+class RecipeSection(Section):
+    """How the student is trained (see `Recipe`).
+
+    Attributes:
+        preset: a published recipe, for the keys that are not given.
+    """
+
+    preset: PresetName | None = None
+    lr: Annotated[float, Field(gt=0)] = 0.05
+    optimizer: Annotated[str, one_of("optimizer", OPTIMIZERS)] = "sgd"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = True
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    crop_padding: Annotated[int, Field(ge=0)] = 4
+    flip: bool = True
+    min_crop_area: Annotated[float, Field(gt=0, le=1)] | None = None
+    schedule: Annotated[str, one_of("schedule", SCHEDULES)] = "cosine"
+    milestones: Milestones = (0.625, 0.75, 0.875)
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0
+    class_weights: Annotated[str, one_of("class weighting", CLASS_WEIGHTS)] = "none"
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0
+
+    def recipe(self, lr: float | None = None) -> Recipe:
+        """The trainer's recipe, with another learning rate if one is given."""
+        values = self.model_dump(exclude={"epochs", "preset"})
+        return Recipe(**{**values, "lr": values["lr"] if lr is None else lr})
+
+
+class TeacherRecipeSection(RecipeSection):
+    """How the teacher is trained if there is no checkpoint."""
+
+    epochs: Annotated[int, Field(ge=1)] = 240
+
+
+class PreprocessingSection(Section):
+    """How a network takes its images; what is not given is as its pretrained weights, else as the data have it."""
+
+    size: ImageSize | None = None
+    mean: Means | None = None
+    sd: Deviations | None = None
+    interpolation: InterpolationName | None = None
+
+
+class ModelSection(Section):
+    """A network.
+
+    Attributes:
+        model: a name of the zoo, `torchvision:NAME`, `timm:NAME`, or one's own factory.
+        width: factor on every inner channel count; of the zoo's networks only.
+        checkpoint: file of the weights it has at the start, or `pretrained` for those its library ships.
+        preprocessing: how it takes its images.
+    """
+
+    model: ModelName
+    width: Annotated[float, Field(gt=0)] = 1.0
+    checkpoint: WeightsText | None = None
+    preprocessing: PreprocessingSection = PreprocessingSection()
+
+
+class StudentSection(ModelSection):
+    """The student, and its layers that may be paired with hint points (by default the repeated blocks)."""
+
+    candidates: Names | None = None
+
+
+class TeacherSection(ModelSection):
+    """The teacher: a checkpoint, or a recipe to train it by."""
+
+    recipe: TeacherRecipeSection = TeacherRecipeSection()
+
+
+class LayersSection(Section):
+    """What is measured of the teacher's layers, and on how much.
+
+    Attributes:
+        metrics: layer metrics, or `all`.
+        images: the most training images that are read.
+        chunk: images an actor reads in one call; also the minibatch of Gram metrics.
+        batch: images of a forward pass; None: 64 on a CPU, a whole chunk on a GPU.
+        actors: how many read at once; None: one a GPU, else one a CPU.
+        candidates: module paths or patterns such as `layer*.?`; None: the outputs of repeated blocks.
+        memory_gb: what the sums may take in an actor, and on the driver; wide layers are projected to fit.
+        bootstraps: redrawings of the image groups, for the stability of hint points; 0: none.
+    """
+
+    metrics: Metrics = ("r2_cca", "cka_linear", "effective_rank", "class_separation")
+    images: Annotated[int, Field(ge=2)] = 10_000
+    chunk: Annotated[int, Field(ge=1)] = 256
+    batch: Annotated[int, Field(ge=1)] | None = None
+    actors: Annotated[int, Field(ge=1)] | None = None
+    candidates: Names | None = None
+    memory_gb: Annotated[float, Field(gt=0)] = 4
+    bootstraps: Annotated[int, Field(ge=0)] = 20
+
+
+class Range(Section):
+    """A number that is searched between `low` and `high`, or fixed if both are equal (written as one number).
+
+    Attributes:
+        low: smallest value.
+        high: largest value.
+        default: what control arms use; the geometric mean if it is not given.
+        optional: whether the search may also leave the term out (weight 0), as a choice of its own.
+    """
+
+    low: Annotated[float, Field(ge=0)]
+    high: Annotated[float, Field(ge=0)]
+    default: float
+    optional: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number_or_ends(cls, value: Any) -> Any:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return {"low": value, "high": value, "default": value}
+        if isinstance(value, dict) and "default" not in value:
+            try:
+                return {**value, "default": (float(value["low"]) * float(value["high"])) ** 0.5}
+            except (KeyError, TypeError, ValueError):
+                return value
+        return value
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low > self.high:
+            raise InputError(f"low is {self.low:g}, but must not be above high, {self.high:g}; swap them")
+        if not self.low <= self.default <= self.high:
+            raise InputError(f"default is {self.default:g}, but must lie in {self.low:g}..{self.high:g}; change it")
+        if self.searched and self.low == 0:
+            raise InputError("low is 0, but the range is searched log-uniformly; use a small low with `optional: true`")
+        return self
+
+    @property
+    def searched(self) -> bool:
+        """Whether the value varies."""
+        return self.high > self.low
+
+    @property
+    def may_be_zero(self) -> bool:
+        """Whether the term may be left out."""
+        return self.low == 0 or self.optional
+
+
+class PositiveRange(Range):
+    """A range of what divides or steps: never 0, hence never left out."""
+
+    low: Annotated[float, Field(gt=0)]
+    optional: Literal[False] = False
+
+
+class ClusterRange(Section):
+    """How many hint points there are: searched, or for `auto` the number with the best silhouette."""
+
+    low: Annotated[int, Field(ge=1)]
+    high: Annotated[int, Field(ge=1)]
+    auto: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number_or_ends(cls, value: Any) -> Any:
+        if value == AUTO:
+            return {"low": 2, "high": HIGHEST_AUTOMATIC, "auto": True}
+        return {"low": value, "high": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low > self.high:
+            raise InputError(f"low is {self.low}, but must not be above high, {self.high}; swap them")
+        return self
+
+
+class HintSpace(Section):
+    """Where the hint points come from, and how they are paired.
+
+    Attributes:
+        clusters: number of hint points.
+        metrics: layer metrics of which subsets are combined; `layers.metrics` has to measure them.
+        metric_weights: of a metric in a combination, 1 if it is not given.
+        selectors: how the candidates are clustered.
+        pairings: how hint points find their student layers.
+    """
+
+    clusters: ClusterRange = ClusterRange(low=1, high=5)
+    metrics: Annotated[tuple[MetricName, ...], AfterValidator(distinct), Field(min_length=1)] = (
+        "r2_cca",
+        "cka_linear",
+    )
+    metric_weights: dict[MetricName, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    selectors: Annotated[tuple[SelectorName, ...], AfterValidator(distinct), Field(min_length=1)] = (
+        "paper_kmeans",
+        "kmedoids",
+    )
+    pairings: Annotated[tuple[PairingName, ...], AfterValidator(distinct), Field(min_length=1)] = ("by_depth",)
+
+
+class LossSpace(Section):
+    """Which losses are searched, one name or several; the first of each kind is the control arms' default.
+
+    Attributes:
+        hint: of each hint pair; `at+crd` are two at once, each with a weight of its own.
+        logit: of the logits.
+        embedding: hint losses of the two penultimate features.
+    """
+
+    hint: HintLossNames = ("fitnet", "at", "sp")
+    logit: LogitLossNames = ("kd",)
+    embedding: HintLossNames = ("pkt_symmetric",)
+
+    @model_validator(mode="after")
+    def _single_embedding(self) -> Self:
+        for name in self.embedding:
+            if TOGETHER in name:
+                raise InputError(f"embedding has {name!r}, but takes one hint loss at a time; name them separately")
+        return self
+
+
+class WeightSpace(Section):
+    """Loss weights.
+
+    Attributes:
+        hint: β of each normalised hint term.
+        by_loss: β of single hint losses, in the place of `hint`.
+        logit: α of the logit loss.
+        embedding: β of the term of the penultimate features; 0: there is none.
+        classification: γ of the cross-entropy.
+    """
+
+    hint: Range = Range(low=0.01, high=100, default=1)
+    by_loss: dict[HintLossName, Range] = Field(default_factory=dict)
+    logit: Range = Range(low=0.1, high=10, default=1, optional=True)
+    embedding: Range = Range(low=0, high=0, default=0)
+    classification: Range = Range(low=1, high=1, default=1)
+
+    def of_hint(self, loss: str) -> Range:
+        """β of a hint loss."""
+        return self.by_loss.get(loss, self.hint)
+
+
+class Space(Section):
+    """What Optuna chooses from.
+
+    Attributes:
+        preset: published losses of pairs and logits with their raw weights, in the place of those in `loss` and
+            `weight`, of `normalise` and of `temperature`.
+        hints: where the hint points come from.
+        loss: which losses.
+        weight: their weights.
+        normalise: whether hint terms are divided by their size at the start; if not, weights are raw ones.
+        temperature: τ of the logit loss.
+        lr: learning rate; None: the recipe's.
+    """
+
+    preset: LossPresetName | None = None
+    hints: HintSpace = HintSpace()
+    loss: LossSpace = LossSpace()
+    weight: WeightSpace = WeightSpace()
+    normalise: bool = True
+    temperature: PositiveRange = PositiveRange(low=4, high=4, default=4)
+    lr: PositiveRange | None = None
+
+    @property
+    def most_hint_terms(self) -> int:
+        """The most terms of a configuration that read the teacher; a joint loss is taken for one a hint pair."""
+        losses = max(len(names_together(names)) for names in self.loss.hint) if self.weight.hint.high > 0 else 0
+        pairs = self.hints.clusters.high * losses
+        return pairs + (self.weight.logit.high > 0) + (self.weight.embedding.high > 0)
+
+
+class ObjectiveSection(Section):
+    """What the search improves."""
+
+    metric: ObjectiveName = "val_accuracy"
+    direction: Literal["maximize", "minimize"] = "maximize"
+
+
+class ControlsSection(Section):
+    """The baselines that are always run.
+
+    Attributes:
+        arms: which.
+        trials: tuning budget split evenly over them; None: as many as the search has.
+    """
+
+    arms: Annotated[tuple[ControlName, ...], AfterValidator(distinct)] = CONTROL_ARMS
+    trials: Annotated[int, Field(ge=0)] | None = None
+
+
+class BudgetSection(Section):
+    """How much is trained.
+
+    Attributes:
+        trials: search trials, control arms not counted.
+        rungs: epochs at which a complete annealed schedule ends and ASHA decides; the last is a full training.
+        reduction: ASHA goes on with the best 1/reduction at each rung.
+        startup_trials: random suggestions before Optuna's TPE takes over.
+        checkpoint_seconds: a trial is checkpointed at rungs, and after so many seconds.
+    """
+
+    trials: Annotated[int, Field(ge=1)] = 20
+    rungs: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (30, 90)
+    reduction: Annotated[float, Field(gt=1)] = 3
+    startup_trials: Annotated[int, Field(ge=1)] = 10
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 30
+
+    @model_validator(mode="after")
+    def _increasing(self) -> Self:
+        if list(self.rungs) != sorted(set(self.rungs)):
+            raise InputError(f"rungs are {list(self.rungs)}, but must be increasing; sort them")
+        return self
+
+
+class ResourcesSection(Section):
+    """What one trial may use, and how it computes.
+
+    Attributes:
+        cpus_per_trial: also the number of torch's threads.
+        gpus_per_trial: a share of one, or several.
+        concurrent_trials: how many run at once; None: as many as fit.
+        precision: `fp32`, `bf16`, or `auto`: bf16 where the hardware of the trials has it.
+        compile: `off`; `default` for torch.compile, `reduce-overhead` for torch.compile with CUDA graphs.
+    """
+
+    cpus_per_trial: Annotated[int, Field(ge=1)] = 1
+    gpus_per_trial: Annotated[float, Field(ge=0)] = 0
+    concurrent_trials: Annotated[int, Field(ge=1)] | None = None
+    precision: Annotated[str, one_of("precision", (AUTO_PRECISION, *PRECISIONS))] = AUTO_PRECISION
+    compile: CompileMode = "off"
+
+
+class WarmupSection(Section):
+    """A curriculum over the hint points before the main stage (see `Warmup`).
+
+    Attributes:
+        method: `indistill`, which a study may also write in the place of the whole section.
+    """
+
+    method: Literal["indistill"] = "indistill"
+    loss: HintLossName = "strongest_channels"
+    base_epochs: Annotated[int, Field(ge=0)] = 2
+    epochs: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    order: Annotated[str, one_of("order", ORDERS)] = "shallow_to_deep"
+    lr: Annotated[float, Field(gt=0)] | None = None
+
+    def warmup(self) -> Warmup:
+        """The trainer's warm-up."""
+        return Warmup(**self.model_dump(exclude={"method"}))
+
+
+class DynamicWeightsSection(Section):
+    """Weights of the distillation terms for each image, learned while the student trains (see `DynamicWeights`).
+
+    Attributes:
+        method: `hkd`, which a study may also write in the place of the whole section.
+    """
+
+    method: Literal["hkd"] = "hkd"
+    hidden: int = 100
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    momentum: float = 0.9
+    ensemble: bool = True
+    meta: bool = True
+    meta_every: int = 1
+    meta_images: int = 1000
+    meta_batch_size: int = 64
+    warmup_fraction: float = 0.1
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        self.dynamic_weights()
+        return self
+
+    def dynamic_weights(self) -> DynamicWeights:
+        """The trainer's settings."""
+        return DynamicWeights(**self.model_dump(exclude={"method"}))
+
+
+class TrackingSection(Section):
+    """Where MLflow keeps the trials; None: `sqlite:///mlflow.db` in the present folder."""
+
+    uri: str | None = None
+
+
+class StorageSection(Section):
+    """Where results lie: a folder that every node sees."""
+
+    path: PathText = Field(default="results", validate_default=True)
