@@ -1,9 +1,12 @@
 """How fast losses of each image change as parameters move in a direction."""
 
+import importlib
 import logging
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -95,6 +98,7 @@ class _SharedLevel:
     @contextmanager
     def entered(self) -> Iterator[None]:
         with self._lock:
+            _load_decompositions()
             if self._users == 0:
                 _AD.enter_dual_level()
             self._users += 1
@@ -108,6 +112,14 @@ class _SharedLevel:
 
 
 _LEVEL = _SharedLevel()
+
+
+@cache
+def _load_decompositions() -> None:
+    """What torch loads at the first dual tensor, which warns of torch's own use of what it deprecates."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        importlib.import_module("torch._decomp.decompositions_for_jvp")
 
 
 class _NoGradStops(TorchFunctionMode):

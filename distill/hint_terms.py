@@ -11,8 +11,10 @@ from ..models.penultimate import classifier_path
 from ..models.taps import INPUT
 from .execution import Execution
 from .hint_configuration import HintConfiguration, HintPair
-from .loss_names import find_hint_loss
+from .loss_names import HINT_LOSS, checked_loss, find_hint_loss
 from .losses import AnyHintLoss, FeatureShape, HintLoss, JointHintLoss, Samples, TeacherLayer
+
+EMBEDDING = "embedding"
 
 _Kind = type[HintLoss] | type[JointHintLoss]
 
@@ -25,6 +27,7 @@ class HintTerm(nn.Module):
         loss: made for them.
         student_taps: paths read of the student, one a pair.
         teacher_taps: paths read of the teacher, one a pair.
+        name: what tells terms apart in tables and metrics; None: the loss and the teacher's first layer.
     """
 
     def __init__(
@@ -33,20 +36,18 @@ class HintTerm(nn.Module):
         loss: AnyHintLoss,
         student_taps: Sequence[str],
         teacher_taps: Sequence[str],
+        name: str | None = None,
     ) -> None:
         super().__init__()
         self.pairs, self.loss = tuple(pairs), loss
+        # Of somebody's own loss the function alone: a path may hold what no metric's name may.
+        self.name = name or f"{pairs[0].loss.rpartition(':')[2]}.{pairs[0].teacher_layer}"
         self.student_taps, self.teacher_taps = tuple(student_taps), tuple(teacher_taps)
 
     @property
     def weight(self) -> float:
         """β; of a joint loss that of its pairs, which is one."""
         return self.pairs[0].weight
-
-    @property
-    def name(self) -> str:
-        """The loss, and the teacher's first layer: what tells terms apart in tables and metrics."""
-        return f"{self.pairs[0].loss}.{self.pairs[0].teacher_layer}"
 
     def forward(
         self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], samples: Samples, execution: Execution
@@ -59,10 +60,12 @@ class HintTerm(nn.Module):
         if isinstance(self.loss, JointHintLoss):
             with execution.autocast():
                 ours, theirs = self.loss.adapt(ours, theirs)
-            return self.loss.compare([our.float() for our in ours], [their.float() for their in theirs])
-        with execution.autocast():
-            our, their = self.loss.adapt(ours[0], theirs[0])
-        return self.loss.compare_samples(our.float(), their.float(), samples)
+            value = self.loss.compare([our.float() for our in ours], [their.float() for their in theirs])
+        else:
+            with execution.autocast():
+                our, their = self.loss.adapt(ours[0], theirs[0])
+            value = self.loss.compare_samples(our.float(), their.float(), samples)
+        return checked_loss(value, len(samples.labels), f"{HINT_LOSS} {self.pairs[0].loss!r}")
 
 
 def make_hint_terms(
@@ -86,17 +89,19 @@ def make_hint_terms(
     Raises:
         InputError: a layer that one of the networks does not have, an unknown loss, layers that do not suit a loss.
     """
-    pairs = list(hints.active_pairs)
+    terms = [
+        _term(together, kind, student, teacher, student_shape, teacher_shape, labels)
+        for kind, together in _spans(hints.active_pairs)
+    ]
     if hints.embedding_weight > 0:
         ours, theirs = (
             f"{classifier_path(network, shape)}{INPUT}"
             for network, shape in ((student, student_shape), (teacher, teacher_shape))
         )
-        pairs.append(HintPair(theirs, ours, hints.embedding_loss, hints.embedding_weight))
-    return [
-        _term(together, kind, student, teacher, student_shape, teacher_shape, labels)
-        for kind, together in _spans(pairs)
-    ]
+        pair = HintPair(theirs, ours, hints.embedding_loss, hints.embedding_weight)
+        kind = find_hint_loss(pair.loss)
+        terms.append(_term([pair], kind, student, teacher, student_shape, teacher_shape, labels, EMBEDDING))
+    return terms
 
 
 def teacher_terms(hints: HintConfiguration) -> int:
@@ -112,6 +117,7 @@ def _term(
     student_shape: tuple[int, int, int],
     teacher_shape: tuple[int, int, int],
     labels: Tensor | None,
+    name: str | None = None,
 ) -> HintTerm:
     student_taps = _taps(student, student_shape, [pair.student_layer for pair in pairs], kind, "student")
     teacher_taps = _taps(teacher, teacher_shape, [pair.teacher_layer for pair in pairs], kind, "teacher")
@@ -124,7 +130,7 @@ def _term(
         loss.read_teacher(TeacherLayer(teacher, pairs[0].teacher_layer, teacher_shape))
     if labels is not None:
         loss.read_training_set(labels)
-    return HintTerm(pairs, loss, student_taps, teacher_taps)
+    return HintTerm(pairs, loss, student_taps, teacher_taps, name)
 
 
 def _spans(pairs: Sequence[HintPair]) -> list[tuple[_Kind, list[HintPair]]]:

@@ -50,7 +50,7 @@ class HintWeighting:
     ) -> None:
         self._whole, self._settings, self._meta, self._seed = whole, settings, meta, seed
         logit = [LOGIT_TERM] if whole.hints.logit_weight > 0 else []
-        self._names = [*logit, *(term.name for term in whole.hint_terms)]
+        self._names = _distinct([*logit, *(term.name for term in whole.hint_terms)])
         with torch.random.fork_rng():
             torch.manual_seed(derived_seed("weights", seed))
             network = WeightNetwork(len(self._names), settings.hidden)
@@ -148,6 +148,11 @@ class HintWeighting:
         if self._whole.hints.logit_weight == 0:
             return hints
         return torch.cat([hints.new_full((1,), self._whole.hints.logit_weight), hints])
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """The names, a repeated one with its place: two own functions may have one name."""
+    return [f"{name}.{place}" if name in names[: place - 1] else name for place, name in enumerate(names, start=1)]
 
 
 def _columns(found: SampleLosses, images: int) -> Tensor:

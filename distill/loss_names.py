@@ -1,7 +1,7 @@
 """From the names in a study to losses: ours, somebody's own, and several at once."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -74,7 +74,7 @@ def find_logit_loss(name: str) -> LogitLoss:
     own = load_own_code(name, LOGIT_LOSS)
 
     def checked(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> Tensor:
-        return _checked(own(student, teacher, labels, temperature), len(student), f"{LOGIT_LOSS} {name!r}")
+        return checked_loss(own(student, teacher, labels, temperature), len(student), f"{LOGIT_LOSS} {name!r}")
 
     return checked
 
@@ -90,12 +90,17 @@ def _of_function(name: str, function: Callable[..., Any]) -> type[HintLoss]:
             super().__init__(student, teacher)
 
         def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
-            return _checked(function(student, teacher), len(student), f"{HINT_LOSS} {name!r}")
+            return cast(Tensor, function(student, teacher))
 
     return OfFunction
 
 
-def _checked(value: Any, images: int, what: str) -> Tensor:
+def checked_loss(value: Any, images: int, what: str) -> Tensor:
+    """The value, if it is a loss of each of the images [B], or a scalar.
+
+    Raises:
+        InputError: anything else.
+    """
     if not isinstance(value, Tensor) or value.shape not in ((), (images,)):
         found = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise InputError(f"{what} gives {found}, but must give a tensor [{images}], of each image, or a scalar")

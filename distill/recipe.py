@@ -130,6 +130,7 @@ PRESETS: Registry[Preset] = Registry("recipe preset")
 PRESETS.register(
     "cifar_240",
     source="Tian et al. 2020, arXiv 1910.10699 (RepDistiller)",
+    kind="recipe",
     epochs="240",
     schedule="×0.1 at 150, 180, 210",
     lr="0.05; 0.01 for MobileNetV2, ShuffleV1, ShuffleV2",
@@ -145,6 +146,7 @@ PRESETS.register(
 PRESETS.register(
     "imagenet_100",
     source="Keser et al. 2023, arXiv 2103.00053 (PURSUhInT); He et al. 2016, arXiv 1512.03385",
+    kind="recipe",
     epochs="100",
     schedule="×0.1 every 30",
     lr="0.1 for 256 images a step",

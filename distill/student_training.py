@@ -13,6 +13,7 @@ from .execution import Execution
 from .hint_configuration import HintConfiguration
 from .hint_weighting import HintWeighting
 from .hinted_student import HintedStudent, Labelling
+from .loss_names import find_hint_loss
 from .moving_average import MovingAverage
 from .optimizers import make_optimizer
 from .recipe import Recipe
@@ -88,8 +89,8 @@ class StudentTraining:
 
     @property
     def draws(self) -> bool:
-        """Whether a loss reads torch's global generator."""
-        return self.whole.draws
+        """Whether a loss, the warm-up's included, reads torch's global generator."""
+        return self.whole.draws or any(find_hint_loss(one.pair.loss).draws for one in self.whole.hints.curriculum)
 
     def weigh_by(self, weighting: HintWeighting) -> None:
         """From now on the distillation terms have weights for each image."""
@@ -104,6 +105,12 @@ class StudentTraining:
     def epoch_metrics(self) -> dict[str, float]:
         """What the last epoch has to tell beside the terms."""
         return {} if self._weighting is None else self._weighting.metrics()
+
+    def adapter_metrics(self) -> dict[str, float]:
+        """`adapter_parameters`, how many values hint losses train beside the student; empty without hint terms."""
+        terms = self.whole.hint_terms
+        counts = [parameter.numel() for term in terms for parameter in term.parameters()]
+        return {"adapter_parameters": float(sum(counts))} if terms else {}
 
     def begin_main_stage(self) -> None:
         """After a warm-up: what follows the weights begins with those of now."""

@@ -85,7 +85,8 @@ class EpochResult:
         metrics: `val_accuracy` and `val_macro_f1` (0..1), `val_loss`, `train_loss`, `loss_classification`,
             `loss_logit`, `loss_hint` (normalised, summed over the terms, without weight), `lr` at the epoch's start,
             `images_per_second`; at a rung's end `val_map_cosine` and the like if rankings are wanted; in epoch 1 after
-            a warm-up `warmup_seconds` and, of each layer's last epoch by depth, `warmup_loss_1`, ...
+            a warm-up `warmup_seconds` and, of each layer's last epoch by depth, `warmup_loss_1`, ...; in epoch 1 also
+            `adapter_parameters`, the number of values that hint losses train beside the student, if they do.
     """
 
     epoch: int
@@ -179,14 +180,17 @@ class GroupTrainer:
             self._stepping = Stepping(self._train, recipe, data_seed, init_seeds, self._at_once)
             self._classifier = classifier_path(self._trainings[0].network, self._student_shape) if rankings else None
             # After the students, whose losses may read parameters that folding changes.
-            if network is not None and any(one.hints.needs_teacher for one in students):
-                layers = [layer for training in self._trainings for layer in training.whole.teacher_layers]
-                logits = any(one.hints.logit_weight > 0 for one in students)
+            layers = [layer for training in self._trainings for layer in training.whole.teacher_layers]
+            logits = any(one.hints.logit_weight > 0 for one in students)
+            # A warm-up has a pass of its own, so the main stage may read nothing.
+            if network is not None and (layers or logits):
                 self._teacher = TeacherPass(network, layers, logits, taught_shape, self._execution, self._at_once)
             self._set_normalisers()
             self._weigh(splits, ours)
+            # A warm-up has taps of its own on the student, so that one waits for its end.
             for training in self._trainings:
-                training.compile()
+                if not training.whole.hints.curriculum:
+                    training.compile()
         except BaseException:
             self.close()
             raise
@@ -213,6 +217,9 @@ class GroupTrainer:
         try:
             if self.epoch == 0:
                 self._warm_up()
+            for training in self._trainings:
+                if training.whole.hints.curriculum:
+                    training.compile()
             while self.epoch < self.rungs[-1]:
                 yield self._run_epoch()
         finally:
@@ -308,7 +315,7 @@ class GroupTrainer:
         """What only some students have in some epochs: figures of the warm-up, of weights, of rankings."""
         training, metrics = self._trainings[number], self._trainings[number].epoch_metrics()
         if epoch == 1:
-            metrics |= self._warmed_up[number]
+            metrics |= self._warmed_up[number] | training.adapter_metrics()
         if self._classifier is not None and epoch in self.rungs:
             found = retrieval(
                 training.network,

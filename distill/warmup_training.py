@@ -84,11 +84,6 @@ class WarmupTraining:
         """What is read of the teacher."""
         return self._whole.teacher_layers
 
-    @property
-    def draws(self) -> bool:
-        """Whether the loss reads torch's global generator."""
-        return self._whole.draws
-
     def begin_epoch(self, epoch: int) -> int:
         """Gets ready for an epoch, from 1 to `epochs`; gives the depth of its hint point among all, from 1."""
         ends = torch.tensor([lesson.epochs for lesson in self._lessons]).cumsum(0)
@@ -104,7 +99,8 @@ class WarmupTraining:
         """One step of the optimizer; the loss before it, scalar on the device."""
         assert self._optimizer is not None
         loss = self._whole.hint_loss(self._number, batch, taught)
-        self._optimizer.zero_grad(set_to_none=True)
+        # All of them: those of an earlier lesson's adapters would count for the clipped norm.
+        self._whole.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         if self._recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._whole.parameters(), self._recipe.clip_norm)

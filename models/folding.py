@@ -105,11 +105,11 @@ def _pairs(network: nn.Module, image_shape: tuple[int, int, int], tapped: Sequen
     def after_tapped(_module: nn.Module, _inputs: Any, output: Any) -> None:
         see(output)
 
-    def before_tapped(_module: nn.Module, inputs: Any) -> None:
-        see(inputs)
+    def before_tapped(_module: nn.Module, inputs: Any, named: Any) -> None:
+        see((inputs, named))
 
     handles = [
-        network.get_submodule(module_path(path)).register_forward_pre_hook(before_tapped)
+        network.get_submodule(module_path(path)).register_forward_pre_hook(before_tapped, with_kwargs=True)
         if path.endswith(INPUT)
         else network.get_submodule(path).register_forward_hook(after_tapped)
         for path in tapped

@@ -75,7 +75,10 @@ class LayerTaps(Generic[T]):
 
     def _tap(self, module: nn.Module, path: str) -> RemovableHandle:
         if path.endswith(INPUT):
-            return module.register_forward_pre_hook(lambda _module, inputs: self._capture(path, inputs[0], False))
+            return module.register_forward_pre_hook(
+                lambda _module, inputs, named: self._capture(path, [*inputs, *named.values()][0], False),
+                with_kwargs=True,
+            )
         channels_last = gives_channels_last(module)
         return module.register_forward_hook(lambda _module, _in, output: self._capture(path, output, channels_last))
 

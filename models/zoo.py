@@ -6,10 +6,10 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from .bottleneck_resnet import BottleneckResNet
 from .channel_counts import scaled
 from .cnn32 import Cnn32
 from .errors import InputError, reason
+from .four_stage_resnet import BasicBlock, Bottleneck, FourStageResNet
 from .libraries import build_library_model, check_library_model, is_library_name
 from .mobilenet import MobileNetV2
 from .own_code import check_own_code, is_own_code, load_own_code
@@ -122,6 +122,17 @@ def _register_cnn32(name: str, channels: tuple[int, int, int], hidden: int) -> N
     MODELS.register(name, source=_INDISTILL, candidates="3 convolution units", channels=_listed(channels))(build)
 
 
+def _register_four_stages(name: str, block: type[BasicBlock] | type[Bottleneck], blocks: Sequence[int]) -> None:
+    inner = (64, 128, 256, 512)
+
+    def build(*, num_classes: int, in_channels: int, width: float) -> nn.Module:
+        channels = [scaled(count, width) for count in (64, *inner)]
+        return FourStageResNet(block, blocks, channels, num_classes, in_channels)
+
+    outputs = _listed([block.expansion * count for count in inner])
+    MODELS.register(name, source=_RESNET, candidates=f"{sum(blocks)} residual blocks", channels=outputs)(build)
+
+
 def _listed(channels: Sequence[int]) -> str:
     return "/".join(str(count) for count in channels)
 
@@ -132,10 +143,9 @@ for _depth in (8, 32):
     _register_resnet(_depth, (32, 64, 128, 256), f"resnet{_depth}x4", _REPDISTILLER)
 
 
-@MODELS.register("ResNet50", source=_RESNET, candidates="16 residual blocks", channels="256/512/1024/2048")
-def _resnet50(*, num_classes: int, in_channels: int, width: float) -> nn.Module:
-    channels = [scaled(count, width) for count in (64, 64, 128, 256, 512)]
-    return BottleneckResNet((3, 4, 6, 3), channels, num_classes, in_channels)
+_register_four_stages("ResNet18", BasicBlock, (2, 2, 2, 2))
+_register_four_stages("ResNet34", BasicBlock, (3, 4, 6, 3))
+_register_four_stages("ResNet50", Bottleneck, (3, 4, 6, 3))
 
 
 for _depth, _widening in ((16, 1), (16, 2), (40, 1), (40, 2)):

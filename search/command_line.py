@@ -319,10 +319,10 @@ def ui(
 
 def _conclude(result: "SearchResult", view: "View", goes_on_by: str) -> None:
     """Shows how a search ended and what to type next; exits unless all is done."""
-    from ..models.own_code import is_own_code
     from .export import load_hints
     from .places import tracking_uri
     from .resuming import program
+    from .retrain import code_of_hints
 
     record = result.record
     if record is not None:
@@ -351,9 +351,7 @@ def _conclude(result: "SearchResult", view: "View", goes_on_by: str) -> None:
     view.hint_points(result.hints)
     view.say(f"Exported: {shown}\n\nNext:")
     content = load_hints(result.hints)
-    named = (content.teacher.model, content.student.model, str(content.data["name"]))
-    own_code = any(is_own_code(name) for name in named)
-    trust = " --trust-code" if own_code else ""
+    trust = " --trust-code" if code_of_hints(content) else ""
     # Only where the commands would not find the store by themselves.
     store = "" if result.tracking_uri == tracking_uri(None, None) else f" --tracking {result.tracking_uri}"
     for command, purpose in (
@@ -402,9 +400,10 @@ def _datasets() -> Iterable[Any]:
 
 
 def _presets() -> Iterable[Any]:
+    from ..distill.loss_presets import LOSS_PRESETS
     from ..distill.recipe import PRESETS
 
-    return PRESETS
+    return (*PRESETS, *LOSS_PRESETS)
 
 
 def _register_list(name: str, title: str, entries: Callable[[], Iterable[Any]], beside: str = "") -> None:
@@ -429,7 +428,13 @@ _register_list(
     "Also: torchvision:NAME, timm:NAME (pip install 'hintsearch[timm]'), and your own path/to/file.py:function or "
     "package.module:function, called with num_classes and in_channels.",
 )
-_register_list("losses", "Losses", _losses)
+_register_list(
+    "losses",
+    "Losses",
+    _losses,
+    "Also: several hint losses on each pair, such as at+crd, and your own path/to/file.py:function or "
+    "package.module:function (see docs/methods.md).",
+)
 _register_list("metrics", "Layer metrics", _metrics)
 _register_list("selectors", "Selectors", _selectors)
 _register_list("pairings", "Pairings", _pairings)
@@ -440,4 +445,9 @@ _register_list(
     "Also: a folder with train.npz and test.npz, a folder of images (a folder a class, below train/ and test/ or not), "
     "and your own path/to/file.py:function, which returns map-style train, validation and test.",
 )
-_register_list("presets", "Recipe presets", _presets)
+_register_list(
+    "presets",
+    "Presets",
+    _presets,
+    "Recipes go under recipe.preset, combinations of losses with their raw weights under space.preset.",
+)

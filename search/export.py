@@ -5,14 +5,14 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import mlflow
 import torch
 import yaml
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..analysis.pairing import BY_DEPTH
 from ..analysis.trials import SEARCH_FILE, SearchRecord, TrialRow
@@ -109,22 +109,29 @@ class HintsPart(_Part):
     dynamic_weights: dict[str, Any] | None = None
     loss_code_sha256: dict[str, str] = {}
 
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        self.configuration()
+        return self
+
     def configuration(self) -> HintConfiguration:
         """What the trainer takes.
 
         Raises:
-            InputError: a warm-up or dynamic weights with values that are none.
+            InputError: a warm-up or dynamic weights with keys or values that are none.
         """
         content = self.model_dump(exclude={"loss_code_sha256"})
         pairs = [pair.model_dump(exclude={"normaliser"}) for pair in self.pairs]
-        return HintConfiguration.from_dict({**content, "pairs": pairs})
+        try:
+            return HintConfiguration.from_dict({**content, "pairs": pairs})
+        except TypeError as error:
+            raise InputError(f"warmup or dynamic_weights has what this hintsearch does not know ({error})") from error
 
     def losses(self) -> tuple[str, ...]:
-        """Every loss that the configuration names, each once."""
-        named = [pair.loss for pair in self.pairs]
-        named += [self.logit_loss] if self.logit_weight > 0 else []
-        named += [self.embedding_loss] if self.embedding_weight > 0 else []
-        named += [self.warmup["loss"]] if self.warmup else []
+        """Every loss that the configuration names, each once; also those of weight 0, which may be loaded, too."""
+        named = [*(pair.loss for pair in self.pairs), self.logit_loss, self.embedding_loss]
+        warmup = self.configuration().warmup
+        named += [warmup.loss] if warmup else []
         return tuple(dict.fromkeys(named))
 
 

@@ -87,7 +87,7 @@ def check_shapes(study: Study, classes: int, image_shape: tuple[int, int, int]) 
     if not clusters.auto:
         check_clusters("space.hints.clusters.high", clusters.high, study.teacher.model, len(teacher))
     check_clusters("the controls' K", stages, study.teacher.model, len(teacher))
-    if study.warmup and study.warmup.loss == STRONGEST_CHANNELS:
+    if STRONGEST_CHANNELS in study.losses():
         _check_filters(study, classes, image_shape, teacher, student)
     return Shapes(teacher, student, stages)
 

@@ -21,7 +21,7 @@ from .ray_session import ray_session
 from .similarity import SIMILARITY_METRICS, cached_similarity, compute_similarity, train_reference_student
 from .specs import student_spec, teacher_spec
 from .study import Study
-from .teacher import Teacher, find_teacher, start_weights, train_teacher
+from .teacher import Teacher, find_teacher, start_weights, train_teacher, upper_study
 from .view import View
 
 
@@ -56,8 +56,11 @@ def prepare_teacher(study: Study, splits: DataSplits, view: View, address: str |
     teacher = find_teacher(study, splits)
     trained = teacher is None
     if teacher is None:
-        with ray_session(address), view.network_training(f"the teacher {study.teacher.model}") as report:
-            teacher = train_teacher(study, splits, report)
+        with ray_session(address):
+            above = upper_study(study)
+            upper = prepare_teacher(above, splits, view, address) if above else None
+            with view.network_training(f"the teacher {study.teacher.model}") as report:
+                teacher = train_teacher(study, splits, report, upper)
     view.teacher(teacher, trained)
     return teacher
 

@@ -165,7 +165,7 @@ def _other_weights(trial: optuna.Trial, space: Space, control: str) -> Parameter
     parameters["weight.logit"] = 0.0
     if distils:
         # KD only without its logit loss would be no distillation at all, unless the penultimate features are taught.
-        may_be_off = weight.logit.optional and not (control == KD_ONLY and not embeds)
+        may_be_off = weight.logit.optional and not (control == KD_ONLY and weight.embedding.may_be_zero)
         parameters["weight.logit"] = _value(trial, "weight.logit", weight.logit, may_be_off)
     if parameters["weight.logit"] > 0:
         parameters["loss.logit"] = _choice(trial, "loss.logit", space.loss.logit)
@@ -174,7 +174,8 @@ def _other_weights(trial: optuna.Trial, space: Space, control: str) -> Parameter
         parameters["weight.embedding"] = _value(trial, "weight.embedding", weight.embedding)
         if parameters["weight.embedding"] > 0:
             parameters["loss.embedding"] = _choice(trial, "loss.embedding", space.loss.embedding)
-    if not distils and weight.classification.may_be_zero:
+    taught = parameters["weight.logit"] > 0 or parameters.get("weight.embedding", 0.0) > 0
+    if control in (NO_DISTILLATION, KD_ONLY) and not taught and weight.classification.may_be_zero:
         # Labels are all that is left.
         parameters["weight.classification"] = 1.0
     else:

@@ -81,10 +81,21 @@ class Study(Section):
                 f"set it to 1, or the objective to {RETRIEVAL_OBJECTIVES[0]}"
             )
         weight = self.space.weight
-        if all(span.may_be_zero for span in (weight.classification, weight.logit, weight.hint, weight.embedding)):
+        others = (weight.classification, weight.logit, weight.embedding)
+        if self.space.hints_may_be_off and all(span.may_be_zero for span in others):
             raise InputError(
                 "space.weight lets every loss be 0 at once, and then there is nothing to learn; let one of them be "
                 "always on"
+            )
+        if weight.logit.high > 0 and not self.teacher.has_classifier:
+            raise InputError(
+                "space.weight.logit may be above 0, but teacher.taught_by.classification is 0, so the teacher has no "
+                "trained logits; set space.weight.logit to 0, or let the teacher learn labels, too"
+            )
+        if self.dynamic_weights and self.resources.compile != "off":
+            raise InputError(
+                f"resources.compile is {self.resources.compile!r}, but dynamic_weights differentiate the student "
+                "forwards, which compiled code is not made for; set it to off"
             )
         if self.dynamic_weights and self.space.most_hint_terms < 2:
             raise InputError(
@@ -123,13 +134,22 @@ class Study(Section):
         loss = self.space.loss
         hints = [name for names in (*loss.hint, *loss.embedding) for name in names_together(names)]
         warmup = [self.warmup.loss] if self.warmup else []
-        return tuple(dict.fromkeys([*loss.logit, *hints, *warmup]))
+        auxiliary = [self.teacher.taught_by.loss] if self.teacher.taught_by else []
+        return tuple(dict.fromkeys([*loss.logit, *hints, *warmup, *auxiliary]))
 
     def own_code(self) -> dict[str, str]:
         """The user's own code that the study runs, by key."""
         named = {"teacher": self.teacher.model, "student": self.student.model, "data": self.data.name}
-        named |= {f"loss {name.rpartition(':')[2]}": name for name in self.losses()}
-        return {key: name for key, name in named.items() if is_own_code(name)}
+        if self.teacher.taught_by:
+            named["teacher's teacher"] = self.teacher.taught_by.model
+        own = {key: name for key, name in named.items() if is_own_code(name)}
+        seen: list[str] = []
+        for name in filter(is_own_code, self.losses()):
+            function = name.rpartition(":")[2]
+            # Two files may have a function of that name.
+            own[f"loss {function} {seen.count(function) + 1}" if function in seen else f"loss {function}"] = name
+            seen.append(function)
+        return own
 
     def resolved(self) -> dict[str, Any]:
         """Every key with its value, as plain types; loading it again gives the same study."""
@@ -151,10 +171,16 @@ def _filled_by_presets(content: dict[str, Any]) -> dict[str, Any]:
         filled["space"] = _filled_space(space)
     teacher = content.get("teacher")
     if isinstance(teacher, dict):
-        preset, recipe = _preset(teacher.get("recipe"), teacher)
-        if preset is not None:
-            filled["teacher"] = {**teacher, "recipe": {"epochs": preset.epochs, **recipe}}
+        filled["teacher"] = _filled_teacher(teacher)
+        if isinstance(teacher.get("taught_by"), dict):
+            filled["teacher"]["taught_by"] = _filled_teacher(teacher["taught_by"])
     return filled
+
+
+def _filled_teacher(teacher: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a network's section with the recipe, and the epochs, of the preset it names."""
+    preset, recipe = _preset(teacher.get("recipe"), teacher)
+    return dict(teacher) if preset is None else {**teacher, "recipe": {"epochs": preset.epochs, **recipe}}
 
 
 def _filled_space(space: dict[str, Any]) -> dict[str, Any]:
@@ -226,7 +252,8 @@ def explain(error: ValidationError, schema: type[BaseModel]) -> str:
         return f"the key {key!r} is missing; add it"
     if first["type"] == "value_error":
         reason = str(first.get("ctx", {}).get("error", first["msg"]))
-        return f"{key}: {reason}" if key else reason
+        # Some name the key in full by themselves.
+        return f"{key}: {reason}" if key and not reason.startswith(f"{key}.") else reason
     value = _as_json(first["input"])
     shown = value if len(value) <= 60 else value[:57] + "..."
     return f"{key} is {shown}, but {first['msg'][0].lower()}{first['msg'][1:]}; change {key}"

@@ -130,10 +130,43 @@ class StudentSection(ModelSection):
     candidates: Names | None = None
 
 
-class TeacherSection(ModelSection):
-    """The teacher: a checkpoint, or a recipe to train it by."""
+class UpperTeacherSection(ModelSection):
+    """The network that a teacher between two sizes learns from: a checkpoint, or a recipe to train it by.
+
+    Attributes:
+        recipe: how it is trained.
+        loss: hint loss of the two penultimate features, by which the teacher learns from it.
+        classification: weight of the cross-entropy beside that loss; with 0 the teacher's logits mean nothing.
+    """
 
     recipe: TeacherRecipeSection = TeacherRecipeSection()
+    loss: HintLossName = "pkt_symmetric"
+    classification: Annotated[float, Field(ge=0)] = 0
+
+
+class TeacherSection(ModelSection):
+    """The teacher: a checkpoint, or a recipe to train it by.
+
+    Attributes:
+        recipe: how it is trained.
+        taught_by: a larger network, where the teacher is an auxiliary one that is distilled from it first.
+    """
+
+    recipe: TeacherRecipeSection = TeacherRecipeSection()
+    taught_by: UpperTeacherSection | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if self.checkpoint and self.taught_by:
+            raise InputError(
+                f"teacher.checkpoint is {self.checkpoint}, but teacher.taught_by says how to train it; remove one"
+            )
+        return self
+
+    @property
+    def has_classifier(self) -> bool:
+        """Whether its logits were trained."""
+        return self.taught_by is None or self.taught_by.classification > 0
 
 
 class LayersSection(Section):
@@ -328,9 +361,19 @@ class Space(Section):
     @property
     def most_hint_terms(self) -> int:
         """The most terms of a configuration that read the teacher; a joint loss is taken for one a hint pair."""
-        losses = max(len(names_together(names)) for names in self.loss.hint) if self.weight.hint.high > 0 else 0
+        losses = max(sum(span.high > 0 for span in spans) for spans in self._hint_spans)
         pairs = self.hints.clusters.high * losses
         return pairs + (self.weight.logit.high > 0) + (self.weight.embedding.high > 0)
+
+    @property
+    def hints_may_be_off(self) -> bool:
+        """Whether there is a configuration with hint pairs of which none has a weight above 0."""
+        return any(all(span.may_be_zero for span in spans) for spans in self._hint_spans)
+
+    @property
+    def _hint_spans(self) -> list[list[Range]]:
+        """The ranges of the weights of each combination of hint losses."""
+        return [[self.weight.of_hint(loss) for loss in names_together(names)] for names in self.loss.hint]
 
 
 class ObjectiveSection(Section):

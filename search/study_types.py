@@ -121,7 +121,15 @@ def distinct(names: Sequence[str]) -> Sequence[str]:
 
 def _hint_losses(names: str) -> str:
     check_hint_losses(names)
-    return TOGETHER.join(_own_code(name) for name in names_together(names))
+    found = [_own_code(name) for name in names_together(names)]
+    for name in found:
+        if TOGETHER in name:
+            raise InputError(
+                f"{name!r} has a {TOGETHER!r} in its path, which stands between hint losses; move it to another folder"
+            )
+    # The same file may be written in two ways.
+    distinct(found)
+    return TOGETHER.join(found)
 
 
 def _one_hint_loss(name: str) -> str:

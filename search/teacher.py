@@ -10,6 +10,7 @@ import torch
 
 from ..distill.data import DataSplits
 from ..distill.evaluation import evaluate
+from ..distill.hint_configuration import HintConfiguration
 from ..distill.opening import open_batches
 from ..distill.threads import torch_threads
 from ..distill.trainer import Seeds
@@ -24,7 +25,7 @@ from .networks import TrainedNetwork, as_arrays
 from .places import cache_folder, cached_teacher_path
 from .specs import teacher_spec
 from .study import Study
-from .study_sections import ModelSection
+from .study_sections import ModelSection, TeacherSection, UpperTeacherSection
 from .study_types import PRETRAINED
 from .training import TrainingReport, TrainingTask, train_on_cluster
 
@@ -43,6 +44,7 @@ class Teacher:
         sha256: of the weights, whatever file they lie in.
         path: the file they lie in.
         val_accuracy: on the validation split, 0..1.
+        classifies: whether its logits were trained.
     """
 
     spec: ModelSpec
@@ -50,6 +52,7 @@ class Teacher:
     sha256: str
     path: Path
     val_accuracy: float
+    classifies: bool = True
 
     def trained(self) -> TrainedNetwork:
         """The network as it travels to other processes."""
@@ -62,6 +65,15 @@ class Teacher:
         return network.eval()
 
 
+def upper_study(study: Study) -> Study | None:
+    """The study as if its teacher were the larger network that the teacher learns from; None: it learns from none."""
+    upper = study.teacher.taught_by
+    if upper is None:
+        return None
+    section = TeacherSection(**upper.model_dump(exclude={"loss", "classification"}))
+    return study.model_copy(update={"teacher": section})
+
+
 def find_teacher(study: Study, splits: DataSplits) -> Teacher | None:
     """The teacher from its checkpoint or from the cache; None if it is yet to be trained.
 
@@ -72,7 +84,11 @@ def find_teacher(study: Study, splits: DataSplits) -> Teacher | None:
     if study.teacher.checkpoint:
         weights, path = given_weights(study.teacher)
         return _ready(study, weights, path, splits)
-    index = _cache_index(study, spec, splits)
+    above = upper_study(study)
+    upper = find_teacher(above, splits) if above else None
+    if above and upper is None:
+        return None
+    index = _cache_index(study, spec, splits, upper)
     if not index.is_file():
         return None
     path = cached_teacher_path(json.loads(index.read_text())["sha256"])
@@ -100,27 +116,46 @@ def start_weights(study: Study) -> StateDict | None:
     return given_weights(study.student)[0] if study.student.checkpoint else None
 
 
-def train_teacher(study: Study, splits: DataSplits, report: TrainingReport | None = None) -> Teacher:
+def train_teacher(
+    study: Study, splits: DataSplits, report: TrainingReport | None = None, upper: Teacher | None = None
+) -> Teacher:
     """Trains the study's teacher on the cluster and puts it into the cache; Ray must be running.
 
     Args:
         study: its teacher section is used.
         splits: training and validation images.
         report: where the training reports to.
+        upper: the larger network that it learns from, if the study names one.
 
     Raises:
         InputError: the trained teacher is no better than twice chance.
     """
     spec = teacher_spec(study, splits)
     epochs = study.teacher.recipe.epochs
-    task = TrainingTask(spec, study.teacher.recipe.recipe(), (epochs,), Seeds(study.seed, study.seed))
+    task = TrainingTask(
+        spec,
+        study.teacher.recipe.recipe(),
+        (epochs,),
+        Seeds(study.seed, study.seed),
+        _hints(study.teacher.taught_by),
+        upper.trained() if upper else None,
+    )
     weights = train_on_cluster(task, splits, study.resources, report)
     path = cached_teacher_path(weights_sha256(weights))
     teacher = _ready(study, weights, path, splits)
     save_weights(path, weights)
-    with replacing(_cache_index(study, spec, splits)) as temporary:
+    with replacing(_cache_index(study, spec, splits, upper)) as temporary:
         temporary.write_text(json.dumps({"sha256": teacher.sha256, "val_accuracy": teacher.val_accuracy}))
     return teacher
+
+
+def _hints(taught_by: UpperTeacherSection | None) -> HintConfiguration | None:
+    """How a teacher learns from a larger network."""
+    if taught_by is None:
+        return None
+    return HintConfiguration(
+        classification_weight=taught_by.classification, embedding_weight=1.0, embedding_loss=taught_by.loss
+    )
 
 
 def _ready(study: Study, weights: StateDict, path: Path, splits: DataSplits) -> Teacher:
@@ -128,12 +163,16 @@ def _ready(study: Study, weights: StateDict, path: Path, splits: DataSplits) -> 
     network = build_model(spec)
     apply_weights(network, weights, str(path))
     with torch_threads(study.resources.cpus_per_trial):
-        accuracy = check_teacher(network, splits, str(path), spec.preprocessing)
-    return Teacher(spec, weights, weights_sha256(weights), path, accuracy)
+        accuracy = check_teacher(network, splits, str(path), spec.preprocessing, study.teacher.has_classifier)
+    return Teacher(spec, weights, weights_sha256(weights), path, accuracy, study.teacher.has_classifier)
 
 
 def check_teacher(
-    network: torch.nn.Module, splits: DataSplits, origin: str, preprocessing: Preprocessing | None = None
+    network: torch.nn.Module,
+    splits: DataSplits,
+    origin: str,
+    preprocessing: Preprocessing | None = None,
+    has_classifier: bool = True,
 ) -> float:
     """The teacher's accuracy on the validation split.
 
@@ -142,6 +181,7 @@ def check_teacher(
         splits: the validation images are read.
         origin: where its weights come from, for the message.
         preprocessing: what it takes; None: the data's own.
+        has_classifier: whether its logits were trained; if not, nothing is asked of them.
 
     Raises:
         InputError: on the first 512 images it is no better than twice chance.
@@ -149,7 +189,7 @@ def check_teacher(
     takes, device = preprocessing or splits.preprocessing, torch.device("cpu")
     first = splits.validation.subset(np.arange(min(CHECKED_IMAGES, len(splits.validation))))
     quick = evaluate(network, open_batches(first, takes, device), 256)["accuracy"]
-    if quick <= 2 / splits.classes:
+    if has_classifier and quick <= 2 / splits.classes:
         raise InputError(
             f"the teacher {origin} has {quick:.1%} accuracy on {len(first)} validation images, but must be better than "
             f"twice chance ({2 / splits.classes:.1%}); check normalisation (data.mean, data.sd, "
@@ -158,7 +198,7 @@ def check_teacher(
     return evaluate(network, open_batches(splits.validation, takes, device), 256)["accuracy"]
 
 
-def _cache_index(study: Study, spec: ModelSpec, splits: DataSplits) -> Path:
+def _cache_index(study: Study, spec: ModelSpec, splits: DataSplits, upper: Teacher | None) -> Path:
     """The file that names the weights trained by this recipe on these data."""
     made_by = {
         "version": TRAINING_VERSION,
@@ -169,5 +209,8 @@ def _cache_index(study: Study, spec: ModelSpec, splits: DataSplits) -> Path:
         "recipe": study.teacher.recipe.model_dump(),
         "seed": study.seed,
     }
+    hints = _hints(study.teacher.taught_by)
+    if hints is not None and upper is not None:
+        made_by |= {"taught_by": upper.sha256, "hints": hints.to_dict(), "loss": own_code_sha256(hints.embedding_loss)}
     key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
     return cache_folder() / "teachers" / f"{key}.json"

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from ..analysis.hint_selection import HintSelection
 from ..analysis.trials import SearchRecord, TrialRow
+from ..distill.loss_names import TOGETHER, names_together
 from ..distill.trainer import EpochResult
 from ..models.candidates import Candidate
 from .export import HintFile, load_hints
@@ -107,10 +108,8 @@ class View:
     def teacher(self, teacher: Teacher, trained: bool) -> None:
         """The teacher's accuracy and where its weights lie."""
         origin = "trained" if trained else "from"
-        self.say(
-            f"Teacher {teacher.spec.name}: validation accuracy {teacher.val_accuracy:.2%} "
-            f"({origin} {teacher.path}, sha256 {teacher.sha256[:12]})"
-        )
+        known = f"validation accuracy {teacher.val_accuracy:.2%}" if teacher.classifies else "features alone, no labels"
+        self.say(f"Teacher {teacher.spec.name}: {known} ({origin} {teacher.path}, sha256 {teacher.sha256[:12]})")
 
     def layers(self, layers: Layers) -> None:
         """Tables with a row a candidate: shape, cost and scores; distances to the next one."""
@@ -240,10 +239,17 @@ class View:
             table.add_row(pair.teacher_layer, pair.student_layer, pair.loss, _short(pair.weight), normaliser)
         self.console.print(table)
         weights = content.hints
-        self.say(
-            f"γ classification {_short(weights.classification_weight)}, α {weights.logit_loss} "
-            f"{_short(weights.logit_weight)}, τ {_short(weights.temperature)}"
-        )
+        parts = [
+            f"γ classification {_short(weights.classification_weight)}",
+            f"α {weights.logit_loss} {_short(weights.logit_weight)}",
+            f"τ {_short(weights.temperature)}",
+        ]
+        if weights.embedding_weight > 0:
+            parts.append(f"β {weights.embedding_loss} of the penultimate features {_short(weights.embedding_weight)}")
+        parts += [] if weights.normalise else ["all of them raw"]
+        parts += ["after a warm-up by InDistill"] if weights.warmup else []
+        parts += ["with weights for each image by HKD"] if weights.dynamic_weights else []
+        self.say(", ".join(parts))
 
     @contextmanager
     def retraining(self, seeds: int, epochs: int) -> Iterator[Callable[[int, EpochResult], None]]:
@@ -313,11 +319,16 @@ def trial_cells(arm: str, control: str, parameters: Mapping[str, Any]) -> tuple[
         f"{selector} {metrics}".strip(),
         str(len(points.split(","))) if points else "",
         points.replace("layer", "").replace(",", " "),
-        str(parameters.get("loss.hint", "")),
+        loss_cell(str(parameters.get("loss.hint", ""))),
         " ".join(_short(parameters[name]) for name in hint_weight_names(parameters)),
         _logit_cell(parameters),
         _short(parameters.get("temperature")),
     )
+
+
+def loss_cell(losses: str) -> str:
+    """The names of hint losses, of somebody's own the function alone."""
+    return TOGETHER.join(name.rpartition(":")[2] for name in names_together(losses))
 
 
 def hint_weight_names(parameters: Mapping[str, Any]) -> list[str]:

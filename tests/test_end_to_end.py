@@ -1,6 +1,5 @@
 """The main job as a user does it: processes, real Ray, Tune, Optuna, MLflow and sqlite."""
 
-import os
 import shutil
 import signal
 from pathlib import Path
@@ -10,7 +9,16 @@ import pytest
 import torch
 import yaml
 from mlflow.tracking import MlflowClient
-from processes import TINY_STUDY, CommandLine, Ended, call, journal_events, wait_for
+from processes import (
+    TINY_STUDY,
+    CommandLine,
+    Ended,
+    call,
+    experiment_id,
+    journal_events,
+    users_project,
+    wait_for,
+)
 from safetensors.torch import load_file
 
 PLANNED = 5
@@ -20,16 +28,7 @@ PNG = b"\x89PNG"
 @pytest.fixture(scope="module")
 def users_folder(tmp_path_factory: pytest.TempPathFactory, tiny_study_text: str) -> Path:
     """A user's project that has packages and modules of our folders' names."""
-    return _users_folder(tmp_path_factory.mktemp("user"), tiny_study_text)
-
-
-def _users_folder(folder: Path, study: str) -> Path:
-    for package in ("models", "search", "distill"):
-        (folder / package).mkdir()
-        (folder / package / "__init__.py").write_text("raise RuntimeError('the user module was imported')\n")
-    (folder / "analysis.py").write_text("raise RuntimeError('the user module was imported')\n")
-    (folder / "tiny.yaml").write_text(study)
-    return folder
+    return users_project(tmp_path_factory.mktemp("user"), tiny_study_text)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +67,7 @@ def test_only_the_results_and_the_tracking_store_are_left(users_folder: Path, se
 
 
 def test_the_parent_run_holds_what_the_search_stands_on(client: MlflowClient) -> None:
-    (parent,) = client.search_runs([_experiment(client)], "tags.search = 'first'")
+    (parent,) = client.search_runs([experiment_id(client)], "tags.search = 'first'")
     assert parent.info.run_name == "first"
     assert parent.info.status == "FINISHED"
     artifacts = {item.path for item in client.list_artifacts(parent.info.run_id)}
@@ -78,7 +77,7 @@ def test_the_parent_run_holds_what_the_search_stands_on(client: MlflowClient) ->
 
 
 def test_the_parent_run_shows_the_layers_and_the_winners_hint_points(client: MlflowClient) -> None:
-    (parent,) = client.search_runs([_experiment(client)], "tags.search = 'first'")
+    (parent,) = client.search_runs([experiment_id(client)], "tags.search = 'first'")
     pictures = [item.path for item in client.list_artifacts(parent.info.run_id, "figures")]
     assert {"figures/layer-distances.png", "figures/layer-scores.png", "figures/hint-scores.png"} <= set(pictures)
     for picture in pictures:
@@ -86,8 +85,8 @@ def test_the_parent_run_shows_the_layers_and_the_winners_hint_points(client: Mlf
 
 
 def test_trap_14_every_trial_is_one_closed_run_below_the_parent(client: MlflowClient) -> None:
-    (parent,) = client.search_runs([_experiment(client)], "tags.search = 'first'")
-    children = client.search_runs([_experiment(client)], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    (parent,) = client.search_runs([experiment_id(client)], "tags.search = 'first'")
+    children = client.search_runs([experiment_id(client)], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
     assert sorted(int(run.data.tags["trial"]) for run in children) == list(range(1, PLANNED + 1))
     for run in children:
         assert run.info.status == "FINISHED"
@@ -98,7 +97,7 @@ def test_trap_14_every_trial_is_one_closed_run_below_the_parent(client: MlflowCl
 
 
 def test_a_search_trial_shows_its_parameters_and_curves(client: MlflowClient) -> None:
-    runs = client.search_runs([_experiment(client)], "tags.arm = 'search' and tags.outcome = 'completed'")
+    runs = client.search_runs([experiment_id(client)], "tags.arm = 'search' and tags.outcome = 'completed'")
     params, metrics = runs[0].data.params, runs[0].data.metrics
     expected = {"hints.clusters", "hints.metrics", "hints.selector", "hints.points", "loss.hint", "weight.hint"}
     assert expected | {"weight.logit", "weight.classification", "lr"} <= set(params)
@@ -107,7 +106,7 @@ def test_a_search_trial_shows_its_parameters_and_curves(client: MlflowClient) ->
 
 
 def test_control_arms_have_the_hints_that_their_names_say(client: MlflowClient) -> None:
-    runs = client.search_runs([_experiment(client)], "tags.arm = 'control'")
+    runs = client.search_runs([experiment_id(client)], "tags.arm = 'control'")
     params = {run.data.tags["control"]: run.data.params for run in runs}
     assert params["no_distillation"]["weight.hint"] == "0.0"
     assert "hints.points" not in params["no_distillation"]
@@ -264,7 +263,7 @@ def test_an_output_that_is_a_folder_is_refused_before_any_training(
 def test_trap_32_a_killed_search_resumes_with_the_very_trials_of_an_undisturbed_one(
     searched: tuple[CommandLine, Ended], shared_cache: Path, tiny_study_text: str, tmp_path: Path
 ) -> None:
-    folder = _users_folder(tmp_path, tiny_study_text)
+    folder = users_project(tmp_path, tiny_study_text)
     command_line = CommandLine(shared_cache, console_script=True)
     results = folder / "results" / "killed"
     process = command_line.start(["search", "tiny.yaml", "--name", "killed"], folder)
@@ -294,54 +293,12 @@ def test_trap_32_a_killed_search_resumes_with_the_very_trials_of_an_undisturbed_
     assert _comparable(ended) == _comparable(searched[1])
 
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    runs = client.search_runs([_experiment(client)])
+    runs = client.search_runs([experiment_id(client)])
     assert sorted(int(run.data.tags["trial"]) for run in runs if "trial" in run.data.tags) == numbers
     assert {run.info.status for run in runs} == {"FINISHED"}
     for run in runs:
         steps = [entry.step for entry in client.get_metric_history(run.info.run_id, "val_accuracy")]
         assert steps == sorted(set(steps))
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_trap_4_a_signal_saves_everything_and_exits_3_with_the_resume_command(
-    number: signal.Signals, shared_cache: Path, tiny_study_text: str, tmp_path: Path
-) -> None:
-    folder = _users_folder(tmp_path, tiny_study_text)
-    command_line = CommandLine(shared_cache, console_script=True)
-    process = command_line.start(["search", "tiny.yaml", "--name", "stopped"], folder)
-    results = folder / "results" / "stopped"
-    assert wait_for(lambda: len(journal_events(results, "report")) > 1, 90), process.communicate()
-    # A terminal's Ctrl-C goes to the whole group, a job manager's SIGTERM to the driver alone.
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)
-    else:
-        process.send_signal(number)
-    out, err = process.communicate(timeout=30)
-    assert process.returncode == 3, err
-    assert "hintsearch search tiny.yaml --name stopped --resume" in out
-    assert command_line.wait_until_gone(10) == []
-    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    assert {run.info.status for run in client.search_runs([_experiment(client)])} <= {"FINISHED", "KILLED"}
-
-
-def test_an_interrupt_before_a_search_says_how_to_go_on(tiny_study_text: str, tmp_path: Path) -> None:
-    folder = _users_folder(tmp_path, tiny_study_text)
-    command_line = CommandLine(tmp_path / "cache")
-    arguments = ["layers", "tiny.yaml", "--set", "teacher.recipe.epochs=1000"]
-    process = command_line.start(arguments, folder)
-    assert wait_for(lambda: "ray::_train" in command_line.names(), 60), process.communicate()
-    os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 3, err
-    assert "Interrupted; what was finished is cached. Go on with:" in err
-    assert f"hintsearch {' '.join(arguments)}" in err
-    assert not (folder / "figures").exists()
-
-
-def _experiment(client: MlflowClient) -> str:
-    experiment = client.get_experiment_by_name("tiny")
-    assert experiment is not None
-    return str(experiment.experiment_id)
 
 
 def _comparable(ended: Ended) -> list[dict]:

@@ -257,3 +257,61 @@ def test_layer_that_does_not_run_is_an_error(layers: tuple[str, ...]) -> None:
     network.aside = nn.Conv2d(1, 1, 1)
     with pytest.raises(InputError, match="the layer 'aside' did not run in the forward pass"):
         TeacherPass(network, layers, False, IMAGE, FOLDED)
+
+
+@pytest.mark.parametrize("fold", [True, False])
+@pytest.mark.parametrize("layers", [("bn1:input", "fc:input"), ("layer2.0.relu:input",), ("layer1.0.bn2:input",)])
+def test_what_a_layer_is_given_is_that_of_a_plain_pass(
+    teacher: nn.Module, batches: list[Batch], layers: tuple[str, ...], fold: bool
+) -> None:
+    given: dict[str, Tensor] = {}
+    network = frozen(teacher)
+    for path in layers:
+        network.get_submodule(path.removesuffix(":input")).register_forward_pre_hook(
+            lambda _module, inputs, path=path: given.update({path: inputs[0].clone()})
+        )
+    with torch.no_grad():
+        network(batches[0].images)
+    for needs_logits in (True, False):
+        teacher_pass = TeacherPass(teacher, layers, needs_logits, IMAGE, Execution(fold_teacher=fold))
+        found = teacher_pass(batches[0].images).features
+        assert tuple(found) == layers
+        for path in layers:
+            expected = given[path][:, :, None, None] if given[path].dim() == 2 else given[path]
+            torch.testing.assert_close(found[path], expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        (("first:input",), {"first": 2, "second": 1}),
+        (("second:input",), {"first": 1, "second": 1}),
+        (("second:input", "second"), {"first": 1, "second": 1}),
+        (("last:input", "first"), {"first": 2, "second": 1, "last": 1}),
+    ],
+)
+def test_pass_ends_after_the_last_layer_whose_input_is_read(
+    ran: Counter[str], layers: tuple[str, ...], expected: dict[str, int]
+) -> None:
+    network, images = Loop(), torch.randn(2, *IMAGE)
+    teacher_pass = TeacherPass(network, layers, False, IMAGE, FOLDED)
+    ran.clear()
+    found = teacher_pass(images)
+    assert dict(ran) == expected
+    plain = by_hand(network, images)
+    # What each layer is given is what the one before it gives, in its last run.
+    before = {"second:input": network.first(images), "last:input": plain["first"], "first:input": plain["second"]}
+    for layer in layers:
+        torch.testing.assert_close(found.features[layer], {**plain, **before}[layer])
+
+
+def test_pass_that_ends_before_the_classifier_does_not_run_it() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(128, 3))
+    images = torch.randn(2, *IMAGE)
+    # An activation in place: what it is given is read before it writes over it.
+    found = TeacherPass(network, ("1:input", "1"), False, IMAGE, FOLDED)(images).features
+    with torch.no_grad():
+        expected = network[0](images)
+    assert float(expected.min()) < 0
+    torch.testing.assert_close(found["1:input"], expected)
+    torch.testing.assert_close(found["1"], expected.clamp(min=0))

@@ -180,7 +180,7 @@ def test_epochs_are_numbered_from_one_to_the_last_rung(make_trainer: MakeTrainer
 def test_metrics_are_those_that_are_promised(make_trainer: MakeTrainer) -> None:
     (result,) = make_trainer(rungs=(1,)).epochs()
     promised = ["val_accuracy", "val_macro_f1", "val_loss", "train_loss", "loss_classification", "loss_logit"]
-    assert list(result.metrics) == [*promised, "loss_hint", "lr", "images_per_second"]
+    assert list(result.metrics) == [*promised, "loss_hint", "lr", "images_per_second", "adapter_parameters"]
     assert all(type(value) is float for value in result.metrics.values())
 
 

@@ -208,6 +208,8 @@ def test_multiply_adds_of_strided_grouped_and_linear_layers_add_up_by_hand() -> 
         ("resnet110", 54, ("layer1.0", 16, 32), ("layer3.17", 64, 8)),
         ("resnet8x4", 3, ("layer1.0", 64, 32), ("layer3.0", 256, 8)),
         ("resnet32x4", 15, ("layer1.0", 64, 32), ("layer3.4", 256, 8)),
+        ("ResNet18", 8, ("layer1.0", 64, 32), ("layer4.1", 512, 4)),
+        ("ResNet34", 16, ("layer1.0", 64, 32), ("layer4.2", 512, 4)),
         ("ResNet50", 16, ("layer1.0", 256, 32), ("layer4.2", 2048, 4)),
         ("wrn_16_1", 6, ("block1.layer.0", 16, 32), ("block3.layer.1", 64, 8)),
         ("wrn_16_2", 6, ("block1.layer.0", 32, 32), ("block3.layer.1", 128, 8)),

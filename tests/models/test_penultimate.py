@@ -13,6 +13,8 @@ CLASSES = 10
 IMAGE = (3, 32, 32)
 # Of the zoo; all others call it `fc`.
 OTHER_NAMES = {
+    "ResNet18": "linear",
+    "ResNet34": "linear",
     "ResNet50": "linear",
     "ShuffleV1": "linear",
     "ShuffleV2": "linear",

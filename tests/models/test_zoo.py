@@ -28,6 +28,8 @@ NAMES_AND_SHAPES = {
     "resnet110": "be04afff7e5786a6d7d87a5f97e44452a4a857d439e55b54db13828dfc21640a",
     "resnet8x4": "6ec9b63a0b07a2bb92dce605c6907834657a4d1083c69b4c94d12d1c30cfedd0",
     "resnet32x4": "f5248da95c12bf555b07e60c1f6294318520663a6c32c8d02bea5d96f6ef6b14",
+    "ResNet18": "88b5451d5441175962942a487f83612279f6657d77bb913e99c08ab349fd6078",
+    "ResNet34": "57c6cffb87507079d98fb5c296f95e5eba9b328005264e6a6f28f2765c87a14e",
     "ResNet50": "60dfe7f6361e7a86bbb418d7704361e6ed83f622655ebd2f35a2d4d365ba85a6",
     "wrn_16_1": "207463348f0e9c67f471a47f9bb6a0ddabf2a39aeddb133f389f60bd3507544a",
     "wrn_16_2": "fd547b2c2b98aa6b784b20b9eab1ead95f077fb631fdb779dad84e75dde93dd2",
@@ -68,6 +70,7 @@ PUBLISHED_SIZES = {
 PUBLISHED_LOGITS = {
     "resnet8": (0.940962774, -2.57586484, 1.16166569),
     "resnet8x4": (-3.54878316, -6.61862402, 4.72720862),
+    "ResNet18": (2.8513618907756166, 0.4226440456518026, -4.032439550547544),
     "ResNet50": (54.1599307, 54.8226437, 28.2173717),
     "wrn_16_2": (0.0486981602, 2.07213677, -2.67340813),
     "vgg11": (4.09673469, -2.87596614, 1.77244416),
@@ -84,6 +87,7 @@ RESIZED = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.2, 0.1), (224, 160), "bicubic")
 FAMILIES = {
     "resnet8": 1,
     "resnet8x4": 1,
+    "ResNet18": 1,
     "ResNet50": 1,
     "wrn_16_2": 1,
     "vgg11": 8,

@@ -2,15 +2,18 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
 
 import pytest
-from hintsearch.search.events import Event, Finished, Prepared, Reported, Suggested, Tracked
+from hintsearch.search.events import Began, Event, Finished, Prepared, Reported, Suggested, Tracked
 from hintsearch.search.journal import SearchLog, read_journal
 from hintsearch.search.mlflow_logger import HINT_FILE, MlflowLogger
+from hintsearch.search.sampler import ArmSampler
+from hintsearch.search.study import Study
 from hintsearch.search.tracking import PARENT_TAG, TrackedSearch
+from hintsearch.search.trial import HintResolver
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
@@ -307,6 +310,77 @@ def test_trap_14_writes_that_a_dead_store_has_not_taken_are_counted_and_sent_by_
     assert attach(resumed()).close(interrupted=True) == 0
     assert steps(client, runs()[1]) == [1, 8, 24]
     assert set(runs()) == {1, 2, 3, 4}
+
+
+def ranked(number: int, *epochs: int) -> list[Event]:
+    """Reports of a search that is decided by rankings, which epochs between two rungs do not have."""
+    rankings = {8: {"val_map_cosine": 0.4}, 24: {"val_map_cosine": 0.6}}
+    return [Reported(number, epoch, metrics(epoch) | rankings.get(epoch, {}), None) for epoch in epochs]
+
+
+def test_epochs_without_the_objective_are_not_logged_again_after_an_interruption(
+    client: MlflowClient,
+    log: SearchLog,
+    attach: Attach,
+    resumed: Callable[[], SearchLog],
+    runs: Runs,
+    suggested: Callable[..., Suggested],
+) -> None:
+    logger = attach(log)
+    for event in (suggested(1), *ranked(1, 7, 8, 9)):
+        log.record(event)
+    assert logger.close(interrupted=True) == 0
+    # The journal was ahead of the store when the process died.
+    again = resumed()
+    for event in ranked(1, 10, 24):
+        again.record(event)
+    assert attach(resumed()).close(interrupted=True) == 0
+    found = {
+        metric: client.get_metric_history(runs()[1].info.run_id, metric)
+        for metric in ("epoch", "train_loss", "val_map_cosine")
+    }
+    assert {metric: [entry.step for entry in history] for metric, history in found.items()} == {
+        "epoch": [7, 8, 9, 10, 24],
+        "train_loss": [7, 8, 9, 10, 24],
+        "val_map_cosine": [8, 24],
+    }
+    assert [entry.value for entry in found["epoch"]] == [7, 8, 9, 10, 24]
+
+
+@pytest.mark.parametrize("written", ["hkd", "none"])
+def test_runs_say_whether_their_weights_are_dynamic_where_the_study_wants_that(
+    log: SearchLog,
+    attach: Attach,
+    runs: Runs,
+    studied: Callable[..., Study],
+    suggested: Callable[..., Suggested],
+    written: str,
+) -> None:
+    study = studied(f"dynamic_weights={written}")
+    logger = attach(log)
+    log.record(Began("a search", study.resolved(), "0", "sqlite://"))
+    for number, dynamic in ((1, {"hidden": 100}), (2, None)):
+        trial = suggested(number)
+        log.record(replace(trial, hints={**trial.hints, "dynamic_weights": dynamic}))
+    logger.close(interrupted=True)
+    tags = [runs()[number].data.tags.get("hint_weights") for number in (1, 2)]
+    assert tags == (["dynamic", "fixed"] if written == "hkd" else [None, None])
+
+
+def test_each_two_layers_of_a_combination_are_shown_once(
+    log: SearchLog, attach: Attach, runs: Runs, studied: Callable[..., Study], resolver: HintResolver
+) -> None:
+    parameters, distributions = ArmSampler(studied("space.loss.hint=at+sp"), "any", 3).suggest(1, "stage_ends")
+    hints, selection = resolver.resolve(1, "stage_ends", parameters)
+    assert selection is not None
+    chosen = json.loads(json.dumps(asdict(selection)))
+    logger = attach(log)
+    log.record(Suggested(1, "control", "stage_ends", parameters, distributions, hints.to_dict(), chosen))
+    logger.close(interrupted=True)
+    params = runs()[1].data.params
+    assert len(hints.pairs) == 6
+    assert params["hints.pairs"] == "layer1.2→layer1.0,layer2.2→layer2.0,layer3.2→layer3.0"
+    assert (params["loss.hint"], params["weight.hint"], params["weight.hint.2"]) == ("at+sp", "1.0", "1.0")
 
 
 def test_failure_of_the_logger_s_own_is_raised_at_the_end(

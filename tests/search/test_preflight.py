@@ -99,6 +99,63 @@ def test_estimate_is_all_trials_to_their_last_epoch(studied: Studied, tmp_path: 
     assert not cost.teacher_cached
 
 
+@pytest.mark.parametrize(
+    ("warmup", "epochs"),
+    # One lesson for each of the three stages of the student.
+    [("indistill", 3 + 4 + 5), ("{base_epochs: 0}", 1 + 2 + 3), ("{epochs: [7, 2]}", 7 + 2 + 2), ("none", 0)],
+)
+def test_estimate_counts_the_epochs_of_a_warmup(studied: Studied, tmp_path: Path, warmup: str, epochs: int) -> None:
+    overrides = "data.train_fraction=0.15", "resources.concurrent_trials=1", "space.loss.hint=[at+sp]"
+    study = studied(f"storage.path={tmp_path}", *overrides, f"warmup={warmup}")
+    cost = estimate(study, check_study(study, store(tmp_path), None), trials=10)
+    assert cost.training_seconds == pytest.approx(10 * (24 + epochs) * cost.epoch_seconds)
+
+
+def test_estimate_trains_with_dynamic_weights(studied: Studied, tmp_path: Path) -> None:
+    weighed = "dynamic_weights={meta_images: 20, meta_batch_size: 10}"
+    study = studied(f"storage.path={tmp_path}", "data.train_fraction=0.15", weighed)
+    checked = check_study(study, store(tmp_path), None)
+    assert checked.splits.meta is not None
+    assert len(checked.splits.meta) == 20
+    assert estimate(study, checked, trials=1).epoch_seconds > 0
+
+
+def test_more_images_to_learn_weights_on_than_there_are_are_refused(studied: Studied, tmp_path: Path) -> None:
+    message = refusal(studied(f"storage.path={tmp_path}", "dynamic_weights=hkd"), store(tmp_path))
+    assert message.startswith("dynamic_weights.meta_images is 1000, but must be at least one for each of the 10 class")
+
+
+SHUFFLED = "teacher.model=ShuffleV2"
+
+
+@pytest.mark.parametrize("warmup", ["indistill", "{loss: strongest_channels, epochs: [1]}"])
+def test_warmup_by_filters_that_a_wider_teacher_does_not_have_is_refused(studied: Studied, warmup: str) -> None:
+    """Its blocks shuffle the channels of two branches, so that no convolution makes them in this order."""
+    with pytest.raises(InputError) as caught:
+        check_without_data(studied(SHUFFLED, "data.name=cifar100", f"warmup={warmup}"))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith("the layer 'layer1.0' of ShuffleNetV2 gives ")
+    assert message.endswith(
+        "but no convolution makes them all in this order, so InDistill cannot score them; choose another layer or "
+        "network"
+    )
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [SHUFFLED, "warmup={loss: at}"],
+        [SHUFFLED],
+        # Not wider than any layer of the student, so nothing has to be chosen.
+        [SHUFFLED, "warmup=indistill", "teacher.width=0.05", "student.model=resnet8x4", "student.width=2"],
+        ["warmup=indistill"],
+    ],
+)
+def test_warmup_that_suits_the_teacher_is_good(studied: Studied, overrides: list[str]) -> None:
+    assert check_without_data(studied("data.name=cifar100", *overrides)).stages == 3
+
+
 def test_automatic_number_of_clusters_fits_any_teacher(studied: Studied) -> None:
     study = studied("space.hints.clusters=auto")
     assert len(check_without_data(study).teacher) == 9 < study.space.hints.clusters.high

@@ -186,3 +186,45 @@ def test_trap_3_rungs_are_rebuilt_from_the_journal(scheduler: RungScheduler, log
 
 def test_trap_6_scheduler_can_be_pickled(scheduler: RungScheduler) -> None:
     assert isinstance(pickle.loads(pickle.dumps(scheduler)), RungScheduler)
+
+
+@pytest.fixture
+def ranked(studied: Callable[..., Study], scheduler: RungScheduler, log: SearchLog) -> RungScheduler:
+    """Of the same trials, in a study that is decided by rankings."""
+    return RungScheduler(log, studied("objective.metric=val_map_cosine"))
+
+
+def test_epoch_without_rankings_goes_on_without_a_decision(ranked: RungScheduler, log: SearchLog) -> None:
+    """They are measured at the ends of rungs alone."""
+    ranked.on_trial_result(*report(1, 8, val_map_cosine=0.6))
+    for epoch in range(1, 8):
+        assert ranked.on_trial_result(*report(2, epoch, val_accuracy=0.0)) == TrialScheduler.CONTINUE
+    assert {event.decision for event in log.history.trials[2].reports.values()} == {None}
+
+
+def test_rankings_decide_at_a_rung(ranked: RungScheduler, log: SearchLog) -> None:
+    better, worse = {"val_map_cosine": 0.6, "val_accuracy": 0.1}, {"val_map_cosine": 0.4, "val_accuracy": 0.9}
+    assert ranked.on_trial_result(*report(1, 8, **better)) == TrialScheduler.CONTINUE
+    assert ranked.on_trial_result(*report(2, 8, **worse)) == TrialScheduler.STOP
+    assert ranked.on_trial_result(*report(4, 8, **worse)) == TrialScheduler.CONTINUE
+    assert [log.history.trials[number].reports[8].decision for number in (1, 2, 4)] == ["continue", "stop", "continue"]
+
+
+@pytest.mark.parametrize("epoch", [8, 24])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_trial_fails_at_rankings_that_are_not_finite(
+    ranked: RungScheduler, log: SearchLog, epoch: int, value: float
+) -> None:
+    for before in range(1, epoch):
+        ranked.on_trial_result(*report(1, before, **({"val_map_cosine": 0.5} if before == 8 else {})))
+    assert ranked.on_trial_result(*report(1, epoch, val_map_cosine=value)) == TrialScheduler.STOP
+    assert log.history.trials[1].finished == Finished(
+        1, "failed", f"val_map_cosine is {value} in epoch {epoch}; lower lr or the weights"
+    )
+
+
+def test_metrics_of_rankings_warmup_and_weights_are_journaled(ranked: RungScheduler, log: SearchLog) -> None:
+    ours = {"val_accuracy": 0.5, "val_loss": 1.0, "val_map_cosine": 0.6, "val_precision_at_100_l2": 0.2}
+    ours |= {"warmup_seconds": 2.0, "warmup_loss_1": 0.3, "hint_weight.logit": 1.1, "hint_weight.at.layer1.0": 0.9}
+    ranked.on_trial_result(*report(1, 8, **ours, warmup=3, hint=4))
+    assert log.history.trials[1].reports[8].metrics == ours

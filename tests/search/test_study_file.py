@@ -61,10 +61,10 @@ def test_bad_file_is_one_line_that_names_it(write: Write, content: str | bytes, 
 @pytest.mark.parametrize(
     ("study", "message"),
     [
-        ("nowhere.yaml", "there is no study file FILE; give a file, or one of digits"),
-        ("folder/study", "there is no study file FILE; give a file, or one of digits"),
-        ("digit", "unknown study 'FILE'; did you mean 'digits'? (digits), or give a YAML file"),
-        ("zzz", "unknown study 'FILE'; choose one of digits, or give a YAML file"),
+        ("nowhere.yaml", "there is no study file FILE; give a file, or one of SHIPPED"),
+        ("folder/study", "there is no study file FILE; give a file, or one of SHIPPED"),
+        ("digit", "unknown study 'FILE'; did you mean 'digits'? (SHIPPED), or give a YAML file"),
+        ("zzz", "unknown study 'FILE'; choose one of SHIPPED, or give a YAML file"),
     ],
 )
 def test_unknown_study_says_what_there_is(
@@ -73,7 +73,8 @@ def test_unknown_study_says_what_there_is(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError) as caught:
         load_study(study)
-    assert str(caught.value) == message.replace("FILE", study)
+    shipped = ", ".join(sorted(study_names()))
+    assert str(caught.value) == message.replace("FILE", study).replace("SHIPPED", shipped)
 
 
 @pytest.mark.parametrize(

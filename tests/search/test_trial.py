@@ -1,10 +1,13 @@
+import json
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from hintsearch.analysis.layer_statistics import Matrix
+from hintsearch.distill.dynamic_weights import DynamicWeights
 from hintsearch.distill.hint_configuration import HintConfiguration
+from hintsearch.distill.warmup import Warmup
 from hintsearch.search.events import Suggested
 from hintsearch.search.sampler import ArmSampler, Parameters
 from hintsearch.search.study import Study
@@ -182,6 +185,90 @@ def test_controls_are_paired_by_depth_whatever_the_search_may_do(resolver: HintR
     plain, _ = resolver.resolve(3, "stage_ends", parameters)
     measured, _ = replace(resolver, similarity=similarity).resolve(3, "stage_ends", parameters)
     assert layers(plain) == layers(measured)
+
+
+COMBINED: Parameters = {**SEARCHED, "loss.hint": "crd+at+sp", "weight.hint.2": 7.0, "weight.hint.3": 0.0}
+
+
+def test_pairs_of_a_combination_come_point_by_point_each_loss_with_its_weight(resolver: HintResolver) -> None:
+    configuration, selection = resolver.resolve(8, "", COMBINED)
+    alone, _ = resolver.resolve(8, "", SEARCHED)
+    assert selection is not None
+    losses = [("crd", 0.3), ("at", 7.0), ("sp", 0.0)]
+    expected = [(*place, *loss) for place in layers(alone) for loss in losses]
+    assert [(p.teacher_layer, p.student_layer, p.loss, p.weight) for p in configuration.pairs] == expected
+    assert len(selection.points) == 4
+
+
+def test_control_has_the_losses_of_a_combination(resolver: HintResolver) -> None:
+    parameters = {**COMBINED, "hints.clusters": 3, "hints.metrics": "", "hints.selector": "reversed"}
+    configuration, _ = resolver.resolve(1, "reversed", parameters)
+    assert [(p.teacher_layer, p.student_layer, p.loss) for p in configuration.pairs[:4]] == [
+        ("layer1.2", "layer3.0", "crd"),
+        ("layer1.2", "layer3.0", "at"),
+        ("layer1.2", "layer3.0", "sp"),
+        ("layer2.2", "layer2.0", "crd"),
+    ]
+
+
+def test_penultimate_features_of_a_suggestion_are_those_of_the_configuration(resolver: HintResolver) -> None:
+    taught, _ = resolver.resolve(8, "", {**SEARCHED, "weight.embedding": 0.4, "loss.embedding": "cosine"})
+    untaught, _ = resolver.resolve(8, "", SEARCHED)
+    off, _ = resolver.resolve(8, "", {**SEARCHED, "weight.embedding": 0.0})
+    assert (taught.embedding_weight, taught.embedding_loss) == (0.4, "cosine")
+    assert untaught == off
+    assert untaught.embedding_weight == 0
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_terms_are_normalised_as_the_study_says(resolver: HintResolver, normalise: bool) -> None:
+    assert replace(resolver, normalise=normalise).resolve(8, "", SEARCHED)[0].normalise is normalise
+
+
+@pytest.mark.parametrize(("control", "warmed"), [("no_distillation", False), ("kd_only", False), ("last", True)])
+def test_controls_warm_up_where_they_have_hint_points(
+    resolver: HintResolver, digits: Study, control: str, warmed: bool
+) -> None:
+    warmup = Warmup(base_epochs=1)
+    configuration, _ = replace(resolver, warmup=warmup).resolve(1, control, control_parameters(digits, control))
+    assert configuration.warmup == (warmup if warmed else None)
+    assert len(configuration.curriculum) == warmed
+
+
+def test_points_are_warmed_up_even_if_their_hint_losses_are_off(resolver: HintResolver) -> None:
+    configuration, _ = replace(resolver, warmup=Warmup()).resolve(8, "", {**SEARCHED, "weight.hint": 0.0})
+    assert [lesson.pair.loss for lesson in configuration.curriculum] == ["strongest_channels"] * 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "weighed"),
+    [
+        ({}, True),
+        ({"hints.clusters": 1}, True),
+        ({"hints.clusters": 1, "weight.logit": 0.0}, False),
+        ({"hints.clusters": 2, "weight.logit": 0.0}, True),
+        ({"hints.clusters": 1, "weight.logit": 0.0, "loss.hint": "at+sp", "weight.hint.2": 1.0}, True),
+        ({"hints.clusters": 1, "weight.logit": 0.0, "loss.hint": "at+sp", "weight.hint.2": 0.0}, False),
+        ({"hints.clusters": 1, "weight.logit": 0.0, "weight.embedding": 0.4}, True),
+        ({"hints.clusters": 3, "weight.logit": 0.0, "loss.hint": "fsp"}, False),
+        ({"hints.clusters": 3, "loss.hint": "fsp"}, True),
+        ({"weight.hint": 0.0}, False),
+        ({"weight.hint": 0.0, "weight.embedding": 0.4}, True),
+    ],
+)
+def test_weights_are_dynamic_where_two_terms_read_the_teacher(
+    resolver: HintResolver, changes: Parameters, weighed: bool
+) -> None:
+    dynamic = replace(resolver, dynamic_weights=DynamicWeights(hidden=7))
+    configuration, _ = dynamic.resolve(8, "", {**SEARCHED, **changes})
+    assert configuration.dynamic_weights == (DynamicWeights(hidden=7) if weighed else None)
+    assert replace(configuration, dynamic_weights=None) == resolver.resolve(8, "", {**SEARCHED, **changes})[0]
+
+
+def test_configuration_with_everything_survives_the_way_to_a_worker(resolver: HintResolver) -> None:
+    everything = replace(resolver, warmup=Warmup(epochs=(2, 1)), dynamic_weights=DynamicWeights(), normalise=False)
+    configuration, _ = everything.resolve(8, "", {**COMBINED, "weight.embedding": 0.4})
+    assert HintConfiguration.from_dict(json.loads(json.dumps(configuration.to_dict()))) == configuration
 
 
 def symmetric(rng: np.random.Generator) -> Matrix:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from mlflow.tracking import MlflowClient
 
 TINY_STUDY = {
     "name": "tiny",
@@ -149,3 +150,20 @@ def journal_events(folder: Path, kind: str | None = None) -> list[dict]:
     whole = path.read_text().rpartition("\n")[0]
     events = [json.loads(line) for line in whole.splitlines()]
     return [event for event in events if kind in (None, event["event"])]
+
+
+def users_project(folder: Path, study: str) -> Path:
+    """Makes a user's project that has packages and modules of our folders' names."""
+    for package in ("models", "search", "distill"):
+        (folder / package).mkdir()
+        (folder / package / "__init__.py").write_text("raise RuntimeError('the user module was imported')\n")
+    (folder / "analysis.py").write_text("raise RuntimeError('the user module was imported')\n")
+    (folder / "tiny.yaml").write_text(study)
+    return folder
+
+
+def experiment_id(client: MlflowClient) -> str:
+    """Of the tiny study's experiment."""
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    return str(experiment.experiment_id)

@@ -1,0 +1,80 @@
+"""The live table, and the lines that stand for it where there is no terminal."""
+
+import io
+from collections.abc import Callable
+
+import pytest
+from hintsearch.search.events import Event, Finished, Reported, Suggested
+from hintsearch.search.journal import SearchLog
+from hintsearch.search.live import LiveTable
+from hintsearch.search.study import Study
+from hintsearch.search.view import View
+from rich.console import Console
+
+MEASURED = {"val_accuracy": 0.5, "val_map_cosine": 0.1234}
+# As between two rungs, where no rankings are measured.
+UNMEASURED = {"val_accuracy": 0.9}
+
+
+@pytest.fixture
+def shown(log: SearchLog, studied: Callable[..., Study], suggested: Callable[..., Suggested]) -> Callable[..., str]:
+    """What is shown of search trial 1 and control 2 after some events, with or without a terminal."""
+
+    def show(*events: Event, terminal: bool = False) -> str:
+        view, screen = View(), io.StringIO()
+        view.console = Console(file=screen, width=200, force_terminal=terminal, color_system=None)
+        table = LiveTable(view, log.history, studied("objective.metric=val_map_cosine"), 27)
+        for event in (suggested(1), suggested(2, "kd_only"), *events):
+            log.record(event)
+            table.on_event(event)
+        if terminal:
+            view.console.print(table._table())
+        return screen.getvalue()
+
+    return show
+
+
+def row(screen: str, number: int) -> list[str]:
+    """The cells of a trial."""
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in screen.splitlines() if "│" in line]
+    (found,) = [cell for cell in cells if cell[0] == str(number)]
+    return found
+
+
+def test_table_shows_the_latest_value_that_is_known(shown: Callable[..., str]) -> None:
+    reports = [Reported(1, 8, MEASURED, "continue"), Reported(1, 9, UNMEASURED, None)]
+    *_, epoch, value, state = row(shown(*reports, terminal=True), 1)
+    assert (epoch, value, state) == ("9/24", "0.1234", "running")
+
+
+def test_table_shows_no_value_before_the_first_is_known(shown: Callable[..., str]) -> None:
+    screen = shown(Reported(1, 7, UNMEASURED, None), terminal=True)
+    assert [row(screen, number)[-3:] for number in (1, 2)] == [["7/24", "", "running"], ["0/24", "", "running"]]
+
+
+@pytest.mark.parametrize(
+    ("reports", "said"),
+    [
+        ([Reported(1, 8, MEASURED, "stop")], "pruned with val_map_cosine 0.1234 at epoch 8"),
+        ([Reported(1, 8, MEASURED, None), Reported(1, 9, UNMEASURED, None)], "with val_map_cosine 0.1234 at epoch 9"),
+        ([Reported(1, 7, UNMEASURED, None)], "pruned at epoch 7"),
+        ([], "pruned"),
+    ],
+)
+def test_line_of_a_finished_trial_says_the_latest_value_that_is_known(
+    shown: Callable[..., str], reports: list[Event], said: str
+) -> None:
+    (line,) = shown(*reports, Finished(1, "pruned", "")).splitlines()
+    assert line.startswith("[1/27] trial 1 (search, ")
+    assert line.endswith(said)
+
+
+def test_line_of_a_failed_trial_says_why(shown: Callable[..., str]) -> None:
+    assert shown(Finished(2, "failed", "it broke")) == "[1/27] trial 2 (kd_only) failed: it broke\n"
+
+
+def test_weights_of_a_combination_are_all_shown(shown: Callable[..., str], suggested: Callable[..., Suggested]) -> None:
+    combined = {**suggested(3).parameters, "loss.hint": "at+crd", "weight.hint": 0.25, "weight.hint.2": 1000.0}
+    cells = row(shown(suggested(3, parameters=combined), terminal=True), 3)
+    assert "at+crd" in cells
+    assert "0.25 1e+03" in cells
