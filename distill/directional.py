@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from ..models.errors import reason
+from .dual_operations import dual_operation
 from .virtual_pass import with_parameters
 
 _log = logging.getLogger("hintsearch.distill")
@@ -33,10 +34,11 @@ class DirectionalDerivative:
 
     Args:
         module: whose parameters move. Its batch norms use the batch's statistics and record nothing.
+        bf16: whether forward mode computes convolutions in bf16; all else stays in the precision of the losses.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
+    def __init__(self, module: nn.Module, bf16: bool = False) -> None:
+        self._module, self._bf16 = module, bf16
         self._forward_mode = True
 
     def __call__(self, losses: Callable[[], Tensor], direction: Mapping[str, Tensor]) -> Tensor:
@@ -67,7 +69,7 @@ class DirectionalDerivative:
     def _by_forward_mode(
         self, losses: Callable[[], Tensor], parameters: Mapping[str, Tensor], direction: Mapping[str, Tensor]
     ) -> Tensor:
-        with _LEVEL.entered(), torch.enable_grad(), _NoGradStops():
+        with _LEVEL.entered(), torch.enable_grad(), _ForwardMode(self._bf16):
             moving = {name: _AD.make_dual(parameters[name], tangent) for name, tangent in direction.items()}
             result = with_parameters(self._module, {**parameters, **moving}, losses)
             tangent: Tensor | None = _AD.unpack_dual(result).tangent
@@ -122,12 +124,18 @@ def _load_decompositions() -> None:
         importlib.import_module("torch._decomp.decompositions_for_jvp")
 
 
-class _NoGradStops(TorchFunctionMode):
-    """Under `no_grad` nothing has a derivative; forward mode by itself goes through it."""
+class _ForwardMode(TorchFunctionMode):
+    """Forward mode as it is wanted: by faster operations, and none under `no_grad`, which by itself it goes through."""
+
+    def __init__(self, bf16: bool) -> None:
+        super().__init__()
+        self._bf16 = bf16
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        with _AD._set_fwd_grad_enabled(torch.is_grad_enabled()):
-            return func(*args, **(kwargs or {}))
+        if not torch.is_grad_enabled():
+            with _AD._set_fwd_grad_enabled(False):
+                return func(*args, **(kwargs or {}))
+        return (dual_operation(func, self._bf16) or func)(*args, **(kwargs or {}))
 
 
 def _step(parameters: list[Tensor], tangents: list[Tensor]) -> Tensor:

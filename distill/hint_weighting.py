@@ -58,7 +58,7 @@ class HintWeighting:
         self._network = network.to(device)
         self._history = WeightHistory(images, len(self._names), settings.history_momentum).to(device)
         self._optimizer = weight_optimizer(self._network, settings)
-        self._meta_step = MetaStep(whole)
+        self._meta_step = MetaStep(whole, whole.execution.precision == "bf16")
         self._warmup_epochs = settings.warmup_epochs(first_rung)
         self._step = 0
         self._epoch = 0

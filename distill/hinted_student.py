@@ -101,7 +101,7 @@ class HintedStudent(nn.Module):
         super().__init__()
         self.student = student
         self.hints = hints
-        self._execution, self._labelling = execution or Execution(), labelling or Labelling()
+        self.execution, self._labelling = execution or Execution(), labelling or Labelling()
         if hints.needs_teacher and teacher is None:
             raise InputError("the hint configuration has a logit or hint loss, but there is no teacher")
         terms: list[HintTerm] = []
@@ -151,7 +151,7 @@ class HintedStudent(nn.Module):
             taught: what the teacher says of the same batch; None if the configuration reads nothing of it.
             precise: whether everything runs in float32, whatever the execution says.
         """
-        execution = replace(self._execution, precision="fp32") if precise else self._execution
+        execution = replace(self.execution, precision="fp32") if precise else self.execution
         logits, features = self._run(batch.images, execution)
         if taught is None:
             return SampleLosses(logits, None, ())
@@ -165,9 +165,9 @@ class HintedStudent(nn.Module):
 
     def hint_loss(self, number: int, batch: Batch, taught: TeacherOutputs) -> Tensor:
         """One hint term alone, raw and a mean over the images; arguments as those of `sample_losses`."""
-        _, features = self._run(batch.images, self._execution)
+        _, features = self._run(batch.images, self.execution)
         samples = Samples(batch.indices, batch.labels)
-        loss: Tensor = self.hint_terms[number](features, taught.features, samples, self._execution)
+        loss: Tensor = self.hint_terms[number](features, taught.features, samples, self.execution)
         return loss.mean()
 
     def terms(self, batch: Batch, taught: TeacherOutputs | None = None) -> LossTerms:
@@ -183,7 +183,7 @@ class HintedStudent(nn.Module):
 
     def label_loss(self, batch: Batch) -> Tensor:
         """The cross-entropy of one batch alone, scalar; the student runs in its present mode."""
-        logits, _ = self._run(batch.images, self._execution)
+        logits, _ = self._run(batch.images, self.execution)
         return self.classification(logits, batch.labels)
 
     def classification(self, logits: Tensor, labels: Tensor) -> Tensor:

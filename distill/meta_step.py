@@ -45,11 +45,12 @@ class MetaStep:
 
     Args:
         module: the student with its hint adapters, which all move in the virtual step.
+        bf16: whether the directional derivative computes convolutions in bf16.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, bf16: bool = False) -> None:
         self._module = module
-        self._derivative = DirectionalDerivative(module)
+        self._derivative = DirectionalDerivative(module, bf16)
 
     def __call__(
         self,
