@@ -1,6 +1,7 @@
 """Contrastive representation distillation: an image's features against those that are remembered of other images."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as functional
@@ -12,6 +13,16 @@ from .hint_loss import HINT_LOSSES, FeatureShape, HintLoss, Samples
 _TINY = 1e-7
 # Up to so many times the negatives, products with all images that are remembered are cheaper than reading some.
 _CHEAPER_WHOLE = 8
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a batch leaves behind: its images, their embeddings of length 1, and the partitions of then."""
+
+    indices: Tensor
+    student: Tensor
+    teacher: Tensor
+    partitions: Tensor
 
 
 @HINT_LOSSES.register(
@@ -42,6 +53,7 @@ class ContrastiveRepresentationDistillation(HintLoss):
         super().__init__(student, teacher)
         self.student_embedding = nn.Linear(student.channels, self.VALUES)
         self.teacher_embedding = nn.Linear(teacher.channels, self.VALUES)
+        self._later: _Seen | None = None
 
     def read_training_set(self, labels: Tensor) -> None:
         """Makes the memories, with random directions, and notes which images are of one class.
@@ -77,16 +89,29 @@ class ContrastiveRepresentationDistillation(HintLoss):
         with torch.no_grad():
             first = torch.stack([score.mean() * images for score in scores])
             partitions = torch.where(self.partitions > 0, self.partitions, first)
+        seen = _Seen(samples.indices, student.detach(), teacher.detach(), partitions)
         if self.remembers:
-            with torch.no_grad():
-                self.partitions.copy_(partitions)
-                _remember(self.student_memory, samples.indices, student, self.MOMENTUM)
-                _remember(self.teacher_memory, samples.indices, teacher, self.MOMENTUM)
+            self._keep(seen)
+        elif self._later is None:
+            self._later = seen
         noise = (chosen.shape[1] - 1) / images
         return sum(
             (_noise_contrastive(score / partition, noise) for score, partition in zip(scores, partitions, strict=True)),
             start=student.new_zeros(len(student)),
         )
+
+    def catch_up(self) -> None:
+        """Keeps what the first pass without `remembers` would have kept."""
+        if self._later is not None:
+            self._keep(self._later)
+        self._later = None
+
+    @torch.no_grad()
+    def _keep(self, seen: "_Seen") -> None:
+        self.partitions.copy_(seen.partitions)
+        for memory, vectors in ((self.student_memory, seen.student), (self.teacher_memory, seen.teacher)):
+            mixed = self.MOMENTUM * memory[seen.indices] + (1 - self.MOMENTUM) * vectors
+            memory.index_copy_(0, seen.indices, functional.normalize(mixed, dim=1).to(memory.dtype))
 
     def _negatives(self, labels: Tensor) -> Tensor:
         """Indices [B, K] of images of other classes, drawn from torch's global generator."""
@@ -113,8 +138,3 @@ def _noise_contrastive(probabilities: Tensor, noise: float) -> Tensor:
     """-log of recognising the first as itself and all others as noise, [B, 1 + K] → [B]."""
     whole = probabilities + noise + _TINY
     return -(probabilities[:, 0] / whole[:, 0]).log() - (noise / whole[:, 1:]).log().sum(dim=1)
-
-
-def _remember(memory: Tensor, indices: Tensor, vectors: Tensor, momentum: float) -> None:
-    mixed = momentum * memory[indices] + (1 - momentum) * vectors.detach()
-    memory.index_copy_(0, indices, functional.normalize(mixed, dim=1).to(memory.dtype))

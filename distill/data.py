@@ -227,11 +227,19 @@ def _meta(spec: DataSpec, classes: int, train: Split, rng: np.random.Generator) 
             f"dynamic_weights.meta_images is {spec.meta_images}, but must be at least one for each of the {classes} "
             f"classes and at most half of the {len(train)} training images; choose {classes}..{len(train) // 2}"
         )
-    drawn, left = balanced_split(train.labels, spec.meta_images / len(train), rng)
-    meta, kept = train.subset(drawn), train.subset(left)
-    _check_split(spec, classes, "meta", meta)
-    _check_split(spec, classes, "train", kept)
-    return meta, kept
+    drawn: list[NDArray[np.intp]] = []
+    for label in range(classes):
+        members = rng.permutation(np.flatnonzero(train.labels == label))
+        # The first classes make up for the remainder.
+        wanted = spec.meta_images // classes + (label < spec.meta_images % classes)
+        if wanted >= len(members):
+            raise InputError(
+                f"dynamic_weights.meta_images is {spec.meta_images}, {wanted} of each class, but class {label} has "
+                f"{len(members)} training images; lower it"
+            )
+        drawn.append(members[:wanted])
+    meta = rng.permutation(np.concatenate(drawn))
+    return train.subset(meta), train.subset(rng.permutation(np.setdiff1d(np.arange(len(train)), meta)))
 
 
 def _normalisation(spec: DataSpec, raw: RawData, train: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:

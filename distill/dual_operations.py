@@ -56,13 +56,14 @@ def _batch_norm(
     x, dx = _halves(features)
     w, dw = _halves(weight) if weight is not None else (None, None)
     b, db = _halves(bias) if bias is not None else (None, None)
-    value, centre, scale = _ATEN.native_batch_norm(x, w, b, mean, variance, True, momentum, eps)
+    # Without running statistics: a pass that is only tried leaves them alone.
+    value, centre, scale = _ATEN.native_batch_norm(x, w, b, None, None, True, momentum, eps)
     parts = []
     if dx is not None:
         # How a batch norm's output follows its input is symmetric, so the backward pass is the forward one.
         parts.append(
             _ATEN.native_batch_norm_backward(
-                dx.to(x.dtype), x, w, mean, variance, centre, scale, True, eps, [True, False, False]
+                dx.to(x.dtype), x, w, None, None, centre, scale, True, eps, [True, False, False]
             )[0]
         )
     if dw is not None or db is not None:

@@ -54,7 +54,8 @@ class _AnyHintLoss(nn.Module):
         pre_activation: of which networks, "student" and "teacher", it reads layers before the activation that ends
             them, where one does.
         draws: whether it reads torch's global generator; students with such a loss are trained one by one.
-        remembers: whether it may keep something of the batch it sees; switched off for passes that are only tried.
+        remembers: whether it may keep something of the batch it sees. Off while a batch is looked at several times:
+            the first of these passes is then the one that `catch_up` keeps.
     """
 
     pre_activation: tuple[str, ...] = ()
@@ -63,6 +64,9 @@ class _AnyHintLoss(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.remembers = True
+
+    def catch_up(self) -> None:
+        """Keeps what the first pass without `remembers` would have kept, and forgets of it."""
 
     def read_training_set(self, labels: Tensor) -> None:
         """Reads what the loss needs to know of all training images, of which these are the labels int64 [N].

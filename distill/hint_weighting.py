@@ -3,8 +3,8 @@
 Liu et al. 2023, arXiv 2211.17059; the scheme is this project's, see `DynamicWeights`.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -79,16 +79,25 @@ class HintWeighting:
             taught: what the teacher says of them.
             lr: of the step that will follow.
         """
-        whole = self._whole
-        found = whole.sample_losses(batch, taught)
-        losses = WeightedLosses(
-            whole.hints.classification_weight * whole.classification(found.logits, batch.labels),
-            _columns(found, len(batch.labels)),
-            self._scales(),
-        )
-        weights = torch.ones_like(losses.hints)
-        if self._epoch > self._warmup_epochs and self._settings.meta:
-            weights = self._weights(batch, taught, found, losses, lr)
+        weighs = self._epoch > self._warmup_epochs and self._settings.meta
+        learns = weighs and self._settings.updates_at(self._step)
+        with _looking_again(self._whole) if learns else nullcontext() as same_draws:
+            found = self._whole.sample_losses(batch, taught)
+            losses = WeightedLosses(
+                self._whole.hints.classification_weight * self._whole.classification(found.logits, batch.labels),
+                _columns(found, len(batch.labels)),
+                self._scales(),
+            )
+            entropy = nn.functional.cross_entropy(found.logits, batch.labels, reduction="none")
+            seen = torch.cat([entropy[:, None], losses.hints], dim=1).detach()
+            if same_draws is not None:
+
+                def again() -> Tensor:
+                    same_draws()
+                    return _columns(self._whole.sample_losses(batch, taught, precise=True), len(batch.labels))
+
+                self._learn(losses, seen, lr, again)
+        weights = self._weights(batch, seen) if weighs else torch.ones_like(losses.hints)
         self._sums += weights.detach().double().sum(dim=0)
         self._weighed += len(weights)
         return losses.total(weights), found
@@ -114,32 +123,19 @@ class HintWeighting:
         self._optimizer.load_state_dict(state["optimizer"])
         self._step = state["step"]
 
-    def _weights(
-        self, batch: Batch, taught: TeacherOutputs, found: SampleLosses, losses: WeightedLosses, lr: float
-    ) -> Tensor:
-        """What the step is weighed with, [B, terms]."""
-        entropy = nn.functional.cross_entropy(found.logits, batch.labels, reduction="none")
-        seen = torch.cat([entropy[:, None], losses.hints], dim=1).detach()
-        if self._settings.updates_at(self._step):
-            self._learn(batch, taught, losses, seen, lr)
+    @torch.no_grad()
+    def _weights(self, batch: Batch, seen: Tensor) -> Tensor:
+        """What the step is weighed with [B, terms], from the losses that the weight network sees [B, 1 + terms]."""
         self._step += 1
-        with torch.no_grad():
-            weights = self._history.ensembled(batch.indices, self._network(seen))
-            self._history.write(batch.indices, weights)
+        weights = self._history.ensembled(batch.indices, self._network(seen))
+        self._history.write(batch.indices, weights)
         return weights
 
-    def _learn(self, batch: Batch, taught: TeacherOutputs, losses: WeightedLosses, seen: Tensor, lr: float) -> None:
+    def _learn(self, losses: WeightedLosses, seen: Tensor, lr: float, again: Callable[[], Tensor]) -> None:
         seed = derived_seed("meta", self._seed, self._step)
         (meta,) = self._meta.fixed_batches(1, self._settings.meta_batch_size, seed)
         self._optimizer.zero_grad(set_to_none=True)
-        with _not_remembering(self._whole):
-            self._meta_step(
-                losses,
-                self._network(seen),
-                lr,
-                lambda: _columns(self._whole.sample_losses(batch, taught, precise=True), len(batch.labels)),
-                lambda: self._whole.label_loss(meta),
-            )
+        self._meta_step(losses, self._network(seen), lr, again, lambda: self._whole.label_loss(meta))
         self._optimizer.step()
 
     def _scales(self) -> Tensor:
@@ -162,13 +158,26 @@ def _columns(found: SampleLosses, images: int) -> Tensor:
 
 
 @contextmanager
-def _not_remembering(whole: HintedStudent) -> Iterator[None]:
-    """Losses keep nothing of batches that are only tried."""
+def _looking_again(whole: HintedStudent) -> Iterator[Callable[[], None]]:
+    """Passes over one batch that must see the same: losses keep of it, at the end, what the first pass left.
+
+    Gives what has torch's generators draw as in that pass again.
+    """
     losses = [term.loss for term in whole.hint_terms]
+    device = whole.normalisers.device
+    state = torch.get_rng_state()
+    on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def same_draws() -> None:
+        torch.set_rng_state(state)
+        if on_device is not None:
+            torch.cuda.set_rng_state(on_device, device)
+
     for loss in losses:
         loss.remembers = False
     try:
-        yield
+        yield same_draws
     finally:
         for loss in losses:
             loss.remembers = True
+            loss.catch_up()

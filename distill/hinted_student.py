@@ -149,7 +149,7 @@ class HintedStudent(nn.Module):
         Args:
             batch: images and labels.
             taught: what the teacher says of the same batch; None if the configuration reads nothing of it.
-            precise: whether everything runs in float32, whatever the execution says.
+            precise: whether no autocast is used, whatever the execution says.
         """
         execution = replace(self.execution, precision="fp32") if precise else self.execution
         logits, features = self._run(batch.images, execution)

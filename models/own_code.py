@@ -56,7 +56,11 @@ def load_own_code(name: str, kind: str) -> Callable[..., Any]:
     module = _module_of_file(Path(place)) if place.endswith(".py") else _module_of_name(name, place, kind)
     found: Callable[..., Any] | None = getattr(module, function, None)
     if not callable(found):
-        functions = [own for own, value in vars(module).items() if callable(value) and not own.startswith("_")]
+        functions = [
+            own
+            for own, value in vars(module).items()
+            if callable(value) and not own.startswith("_") and getattr(value, "__module__", "") == module.__name__
+        ]
         raise InputError(f"{kind} {name!r}: {place} has no function {function!r}; {nearest(function, functions)}")
     return found
 

@@ -14,6 +14,7 @@ from ..distill.data import DataSplits, known_shape
 from ..distill.feature_losses import STRONGEST_CHANNELS
 from ..distill.hint_configuration import HintConfiguration, HintPair
 from ..distill.loss_names import names_together
+from ..distill.loss_presets import LOSS_PRESETS
 from ..distill.threads import torch_threads
 from ..distill.trainer import Seeds, TeacherNetwork, Trainer
 from ..models.candidates import Candidate, stage_ends
@@ -60,6 +61,7 @@ class Estimate:
         training_seconds: of all trials one after the other, none of them stopped early.
         wall_seconds: with as many at once as fit on this machine.
         teacher_cached: whether the teacher is there already.
+        warmup_epochs: of the longest warm-up, before the epochs of the main stage.
     """
 
     trials: int
@@ -67,6 +69,7 @@ class Estimate:
     training_seconds: float
     wall_seconds: float
     teacher_cached: bool
+    warmup_epochs: int = 0
 
 
 def check_shapes(study: Study, classes: int, image_shape: tuple[int, int, int]) -> Shapes:
@@ -181,6 +184,17 @@ def imbalance_note(study: Study, splits: DataSplits) -> str | None:
     )
 
 
+def preset_note(study: Study) -> str | None:
+    """What a preset of losses stands for; None without one."""
+    if study.space.preset is None:
+        return None
+    said = LOSS_PRESETS.entry(study.space.preset).facts["loss"]
+    return (
+        f"Losses by the preset {study.space.preset}: {said}, τ {study.space.temperature.default:g}; what the study "
+        "says of these itself is left out."
+    )
+
+
 def estimate(study: Study, checked: Checked, trials: int) -> Estimate:
     """Trains two epochs of a control's hint configuration, the teacher untrained, and extrapolates.
 
@@ -217,10 +231,12 @@ def estimate(study: Study, checked: Checked, trials: int) -> Estimate:
         for _ in trainer.epochs():
             pass
         epoch_seconds = (time.perf_counter() - started) / ESTIMATE_EPOCHS
-    epochs = study.budget.rungs[-1] + (study.warmup.warmup().total_epochs(shapes.stages) if study.warmup else 0)
-    training_seconds = epoch_seconds * epochs * trials
+    most = max(shapes.stages, min(study.space.hints.clusters.high, len(shapes.teacher)))
+    warmup_epochs = study.warmup.warmup().total_epochs(most) if study.warmup else 0
+    training_seconds = epoch_seconds * (study.budget.rungs[-1] + warmup_epochs) * trials
     at_once = min(study.resources.concurrent_trials or trials, _local_trials(study))
-    return Estimate(trials, epoch_seconds, training_seconds, training_seconds / at_once, checked.teacher_ready)
+    wall_seconds = training_seconds / at_once
+    return Estimate(trials, epoch_seconds, training_seconds, wall_seconds, checked.teacher_ready, warmup_epochs)
 
 
 def _local_trials(study: Study) -> int:

@@ -34,7 +34,7 @@ from .mlflow_logger import MlflowLogger
 from .networks import as_arrays
 from .own_code import code_identities, say_own_code
 from .places import JOURNAL_FILE, new_search_name, tracking_uri
-from .preflight import Estimate, check_study, estimate, imbalance_note
+from .preflight import Estimate, check_study, estimate, imbalance_note, preset_note
 from .preparation import Preparation, prepare
 from .ray_session import cluster_cpus, cluster_gpus, ray_session
 from .sampler import ArmSampler
@@ -114,9 +114,9 @@ def run_search(
     uri = tracking_uri(tracking, study.tracking.uri)
     say_own_code(study, view)
     checked = check_study(study, uri, address)
-    note = imbalance_note(study, checked.splits)
-    if note:
-        view.say(note)
+    for note in (preset_note(study), imbalance_note(study, checked.splits)):
+        if note:
+            view.say(note)
     view.say(_announcement(name, study, estimate(study, checked, len(plan_trials(study)))))
     check_name_is_free(connect(uri, create=True), study.name, name)
     folder.mkdir(parents=True)
@@ -439,10 +439,11 @@ def _announcement(name: str, study: Study, cost: Estimate) -> str:
     """What the search will cost at most, before anything is spent."""
     gpu_hours = cost.training_seconds / 3600 * study.resources.gpus_per_trial
     device = "measured on this machine's CPU" if gpu_hours else "measured"
+    warming = f" after {cost.warmup_epochs} of warm-up" if cost.warmup_epochs else ""
     compiling = "" if study.resources.compile == "off" else ", and what torch.compile takes in each trial"
     teacher = "is cached" if cost.teacher_cached else f"is trained first, {study.teacher.recipe.epochs} epochs"
     return (
-        f"Search {name}: {cost.trials} trials of at most {study.budget.rungs[-1]} epochs, "
+        f"Search {name}: {cost.trials} trials of at most {study.budget.rungs[-1]} epochs{warming}, "
         f"{cost.epoch_seconds:.2f} s an epoch ({device}): at most {_duration(cost.wall_seconds)} and "
         f"{gpu_hours:.1f} GPU-hours{compiling}. The teacher {teacher}."
     )

@@ -13,6 +13,7 @@ from ..distill.feature_losses import STRONGEST_CHANNELS
 from ..distill.loss_names import TOGETHER, is_joint, names_together
 from ..distill.loss_presets import LOSS_PRESETS
 from ..distill.recipe import PRESETS, Preset
+from ..distill.warmup import Warmup
 from ..models.errors import InputError, nearest
 from ..models.own_code import is_own_code
 from .study_file import read_study
@@ -22,6 +23,7 @@ from .study_sections import (
     DataSection,
     DynamicWeightsSection,
     LayersSection,
+    LossSpace,
     ObjectiveSection,
     RecipeSection,
     ResourcesSection,
@@ -102,6 +104,7 @@ class Study(Section):
                 "dynamic_weights share weight among at least 2 distillation terms, but no configuration of this space "
                 "has as many; let space.weight.logit be above 0, or add hint losses or clusters"
             )
+        self._check_effective()
         if self.warmup and is_joint(self.warmup.loss):
             raise InputError(
                 f"warmup.loss is {self.warmup.loss!r}, which is of all hint pairs together, but a warm-up learns "
@@ -116,6 +119,26 @@ class Study(Section):
         if self.recipe.nesterov and self.recipe.momentum == 0:
             raise InputError("recipe.nesterov is true, but recipe.momentum is 0; set nesterov to false")
         return self
+
+    def _check_effective(self) -> None:
+        """Raises `InputError` for keys that would change nothing."""
+        space = self.space
+        if space.loss.embedding != LossSpace().embedding and space.weight.embedding.high == 0:
+            raise InputError(
+                f"space.loss.embedding is {list(space.loss.embedding)}, but space.weight.embedding is 0, which leaves "
+                "it out; set space.weight.embedding above 0"
+            )
+        named = {name for names in space.loss.hint for name in names_together(names)}
+        for loss in space.weight.by_loss:
+            if loss not in named:
+                raise InputError(
+                    f"space.weight.by_loss has {loss!r}, which is not in space.loss.hint; {nearest(loss, named)}"
+                )
+        if self.warmup and self.warmup.epochs and self.warmup.base_epochs != Warmup().base_epochs:
+            raise InputError(
+                f"warmup.base_epochs is {self.warmup.base_epochs}, but warmup.epochs says how long each lesson is; "
+                "remove one"
+            )
 
     @property
     def control_trials(self) -> int:

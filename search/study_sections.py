@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 from ..analysis.hint_selection import AUTO, HIGHEST_AUTOMATIC
 from ..distill.dynamic_weights import DynamicWeights
 from ..distill.execution import PRECISIONS
-from ..distill.loss_names import TOGETHER, names_together
+from ..distill.loss_names import TOGETHER, is_joint, names_together
 from ..distill.recipe import CLASS_WEIGHTS, OPTIMIZERS, SCHEDULES, Recipe
 from ..distill.warmup import ORDERS, Warmup
 from ..models.errors import InputError
@@ -360,10 +360,13 @@ class Space(Section):
 
     @property
     def most_hint_terms(self) -> int:
-        """The most terms of a configuration that read the teacher; a joint loss is taken for one a hint pair."""
-        losses = max(sum(span.high > 0 for span in spans) for spans in self._hint_spans)
-        pairs = self.hints.clusters.high * losses
-        return pairs + (self.weight.logit.high > 0) + (self.weight.embedding.high > 0)
+        """The most terms of a configuration that read the teacher."""
+        points = self.hints.clusters.high
+        hints = max(
+            sum(1 if is_joint(name) else points for name in names_together(names) if self.weight.of_hint(name).high > 0)
+            for names in self.loss.hint
+        )
+        return hints + (self.weight.logit.high > 0) + (self.weight.embedding.high > 0)
 
     @property
     def hints_may_be_off(self) -> bool:

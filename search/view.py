@@ -241,9 +241,9 @@ class View:
         weights = content.hints
         parts = [
             f"γ classification {_short(weights.classification_weight)}",
-            f"α {weights.logit_loss} {_short(weights.logit_weight)}",
-            f"τ {_short(weights.temperature)}",
         ]
+        if weights.logit_weight > 0:
+            parts.append(f"α {weights.logit_loss} {_short(weights.logit_weight)}, τ {_short(weights.temperature)}")
         if weights.embedding_weight > 0:
             parts.append(f"β {weights.embedding_loss} of the penultimate features {_short(weights.embedding_weight)}")
         parts += [] if weights.normalise else ["all of them raw"]
@@ -319,27 +319,35 @@ def trial_cells(arm: str, control: str, parameters: Mapping[str, Any]) -> tuple[
         f"{selector} {metrics}".strip(),
         str(len(points.split(","))) if points else "",
         points.replace("layer", "").replace(",", " "),
-        loss_cell(str(parameters.get("loss.hint", ""))),
+        loss_cell(parameters),
         " ".join(_short(parameters[name]) for name in hint_weight_names(parameters)),
         _logit_cell(parameters),
         _short(parameters.get("temperature")),
     )
 
 
-def loss_cell(losses: str) -> str:
-    """The names of hint losses, of somebody's own the function alone."""
-    return TOGETHER.join(name.rpartition(":")[2] for name in names_together(losses))
+def loss_cell(parameters: Mapping[str, Any]) -> str:
+    """The hint losses, and that of the penultimate features in brackets; of somebody's own the function alone."""
+    losses = TOGETHER.join(_function(name) for name in names_together(str(parameters.get("loss.hint", ""))))
+    embedding = parameters.get("loss.embedding")
+    return f"{losses} [{_function(str(embedding))}]".strip() if embedding else losses
+
+
+def _function(name: str) -> str:
+    """A loss's name; of somebody's own the function alone."""
+    return name.rpartition(":")[2]
 
 
 def hint_weight_names(parameters: Mapping[str, Any]) -> list[str]:
-    """The parameters that hold weights of hint losses, in the order of the losses."""
-    return sorted(name for name in parameters if name == "weight.hint" or name.startswith("weight.hint."))
+    """The parameters that hold weights of hint losses, in the order of `loss_cell`."""
+    hints = sorted(name for name in parameters if name == "weight.hint" or name.startswith("weight.hint."))
+    return [*hints, *(["weight.embedding"] if "loss.embedding" in parameters else [])]
 
 
 def _logit_cell(parameters: Mapping[str, Any]) -> str:
     """The weight of the logit loss, and its name unless it is the usual one."""
     name = parameters.get("loss.logit", "kd")
-    return " ".join([_short(parameters.get("weight.logit")), *([] if name == "kd" else [name])])
+    return " ".join([_short(parameters.get("weight.logit")), *([] if name == "kd" else [_function(str(name))])])
 
 
 def _in_three_columns(entry: Mapping[str, str]) -> dict[str, str]:

@@ -16,9 +16,11 @@ from hintsearch.distill.hint_configuration import HintConfiguration, HintPair
 from hintsearch.distill.hint_weighting import HintWeighting
 from hintsearch.distill.hinted_student import HintedStudent
 from hintsearch.distill.losses import HINT_LOSSES, HintLoss, Samples
+from hintsearch.distill.meta_step import MetaStep, WeightedLosses
 from hintsearch.distill.recipe import Recipe
 from hintsearch.distill.teacher_pass import TeacherPass
 from hintsearch.distill.trainer import GroupTrainer, Seeds, TaughtStudent, TeacherNetwork, Trainer
+from hintsearch.distill.virtual_pass import untracked_batch_norm
 from hintsearch.distill.warmup import Warmup
 from hintsearch.models.errors import InputError
 from hintsearch.models.weights import weights_sha256
@@ -404,3 +406,50 @@ def test_number_of_meta_images_that_does_not_fit_is_an_error(tmp_path: Path, cou
         f"dynamic_weights.meta_images is {count}, but must be at least one for each of the 4 classes and at most half "
         "of the 64 training images; choose 4..32"
     )
+
+
+WITH_DROPOUT = """
+from torch import nn
+
+
+def build(num_classes, in_channels):
+    inner = nn.Sequential(nn.Conv2d(in_channels, 4, 3, padding=1), nn.ReLU(), nn.Dropout(0.5))
+    return nn.Sequential(inner, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))
+"""
+
+
+@pytest.mark.parametrize(("loss", "student"), [("crd", "zoo"), ("crd", "dropout"), ("fitnet", "dropout")])
+def test_weights_learn_from_the_very_losses_that_the_step_is_of(
+    with_meta: DataSplits, teacher: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, loss: str, student: str
+) -> None:
+    spec, layer = STUDENT, "layer1.0"
+    if student == "dropout":
+        file = tmp_path / "nets.py"
+        file.write_text(WITH_DROPOUT)
+        spec, layer = replace(STUDENT, name=f"{file}:build", width=1.0), "0"
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def watched(self: MetaStep, losses: WeightedLosses, weights: Tensor, lr: float, again: Any, meta: Any) -> Tensor:
+        with untracked_batch_norm(self._module):
+            seen.append((losses.hints.detach(), again().detach()))
+        return losses.rest.detach()
+
+    monkeypatch.setattr(MetaStep, "__call__", watched)
+    hints = HintConfiguration((HintPair("layer1.0", layer, loss, 1.0),), logit_weight=1.0, dynamic_weights=SETTINGS)
+    trainer = Trainer(spec, with_meta, RECIPE, (2,), Seeds(1, 2), hints=hints, teacher=TeacherNetwork(teacher))
+    for _ in trainer.epochs():
+        pass
+    assert len(seen) > 2
+    for first, again in seen:
+        torch.testing.assert_close(again, first, rtol=1e-4, atol=1e-6)
+
+
+def test_as_many_meta_images_are_set_aside_of_each_class_however_many_it_has(tmp_path: Path) -> None:
+    labels = np.repeat([0, 1, 2], [90, 30, 12])
+    for name in ("train", "test"):
+        np.savez(tmp_path / f"{name}.npz", images=np.zeros((132, 8, 8), np.uint8), labels=labels)
+    splits = load_data(DataSpec(str(tmp_path), meta_images=11), tmp_path)
+    assert splits.meta is not None
+    assert np.bincount(splits.meta.labels).tolist() == [4, 4, 3]
+    with pytest.raises(InputError, match=r"meta_images is 45, 15 of each class, but class 2 has 10 training images"):
+        load_data(DataSpec(str(tmp_path), meta_images=45), tmp_path)

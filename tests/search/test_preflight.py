@@ -101,13 +101,19 @@ def test_estimate_is_all_trials_to_their_last_epoch(studied: Studied, tmp_path: 
 
 @pytest.mark.parametrize(
     ("warmup", "epochs"),
-    # One lesson for each of the three stages of the student.
+    # The most hint points: a control's, of which the student's three stages have one each.
     [("indistill", 3 + 4 + 5), ("{base_epochs: 0}", 1 + 2 + 3), ("{epochs: [7, 2]}", 7 + 2 + 2), ("none", 0)],
 )
 def test_estimate_counts_the_epochs_of_a_warmup(studied: Studied, tmp_path: Path, warmup: str, epochs: int) -> None:
-    overrides = "data.train_fraction=0.15", "resources.concurrent_trials=1", "space.loss.hint=[at+sp]"
+    overrides = (
+        "data.train_fraction=0.15",
+        "resources.concurrent_trials=1",
+        "space.loss.hint=[at+sp]",
+        "space.hints.clusters=2",
+    )
     study = studied(f"storage.path={tmp_path}", *overrides, f"warmup={warmup}")
     cost = estimate(study, check_study(study, store(tmp_path), None), trials=10)
+    assert cost.warmup_epochs == epochs
     assert cost.training_seconds == pytest.approx(10 * (24 + epochs) * cost.epoch_seconds)
 
 

@@ -206,9 +206,35 @@ def test_combination_is_one_of_the_choices() -> None:
 
 
 def test_range_of_a_loss_stands_in_the_place_of_the_common_one() -> None:
-    weight = tiny(space={"weight": {"by_loss": {"crd": {"low": 0.5, "high": 2}}}}).space.weight
+    by_loss = {"crd": {"low": 0.5, "high": 2}}
+    weight = tiny(space={"loss": {"hint": ["at", "crd"]}, "weight": {"by_loss": by_loss}}).space.weight
     assert (weight.of_hint("crd").low, weight.of_hint("crd").high) == (0.5, 2)
     assert weight.of_hint("at") == weight.hint
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"space": {"weight": {"by_loss": {"vid": 3}}}},
+            "space.weight.by_loss has 'vid', which is not in space.loss.hint; choose one of",
+        ),
+        (
+            {"space": {"loss": {"embedding": "crd"}}},
+            "space.loss.embedding is ['crd'], but space.weight.embedding is 0, which leaves it out; set",
+        ),
+        (
+            {"warmup": {"epochs": [3, 4], "base_epochs": 7}},
+            "warmup.base_epochs is 7, but warmup.epochs says how long each lesson is; remove one",
+        ),
+        (
+            {"space": {"loss": {"hint": ["fsp"]}, "weight": {"logit": 0}}, "dynamic_weights": "hkd"},
+            "dynamic_weights share weight among at least 2 distillation terms, but no configuration",
+        ),
+    ],
+)
+def test_key_that_would_change_nothing_is_refused(changes: dict[str, Any], message: str) -> None:
+    assert refusal(**changes).startswith(message)
 
 
 @pytest.mark.parametrize("metric", RETRIEVAL_OBJECTIVES)
@@ -310,7 +336,7 @@ def test_own_losses_become_absolute_wherever_they_are_named(own_losses: Path) ->
     study = tiny(
         space={
             "loss": {"hint": ["mine.py:one+at"], "logit": "mine.py:two", "embedding": "mine.py:three"},
-            "weight": {"by_loss": {"mine.py:one": 3}},
+            "weight": {"by_loss": {"mine.py:one": 3}, "embedding": 1},
         },
         warmup={"loss": "mine.py:four"},
     )
