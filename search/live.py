@@ -10,7 +10,7 @@ from rich.table import Table
 from .events import Event, Finished, History, Suggested, TrialHistory
 from .mlflow_logger import parameters_for_mlflow
 from .study import Study
-from .view import View, trial_cells
+from .view import View, loss_cell, trial_cells
 
 ROWS = 12
 
@@ -83,4 +83,4 @@ class LiveTable:
 
 
 def _name(suggested: Suggested) -> str:
-    return suggested.control or f"search, {suggested.parameters['loss.hint']}"
+    return suggested.control or f"search, {loss_cell(suggested.parameters)}"

@@ -330,7 +330,7 @@ def loss_cell(parameters: Mapping[str, Any]) -> str:
     """The hint losses, and that of the penultimate features in brackets; of somebody's own the function alone."""
     losses = TOGETHER.join(_function(name) for name in names_together(str(parameters.get("loss.hint", ""))))
     embedding = parameters.get("loss.embedding")
-    return f"{losses} [{_function(str(embedding))}]".strip() if embedding else losses
+    return f"{losses} ({_function(str(embedding))})".strip() if embedding else losses
 
 
 def _function(name: str) -> str:

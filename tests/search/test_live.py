@@ -8,8 +8,9 @@ from hintsearch.search.events import Event, Finished, Reported, Suggested
 from hintsearch.search.journal import SearchLog
 from hintsearch.search.live import LiveTable
 from hintsearch.search.study import Study
-from hintsearch.search.view import View
+from hintsearch.search.view import View, loss_cell
 from rich.console import Console
+from rich.text import Text
 
 MEASURED = {"val_accuracy": 0.5, "val_map_cosine": 0.1234}
 # As between two rungs, where no rankings are measured.
@@ -78,3 +79,12 @@ def test_weights_of_a_combination_are_all_shown(shown: Callable[..., str], sugge
     cells = row(shown(suggested(3, parameters=combined), terminal=True), 3)
     assert "at+crd" in cells
     assert "0.25 1e+03" in cells
+
+
+def test_losses_of_hints_and_of_penultimate_features_are_shown_by_their_names() -> None:
+    parameters = {"loss.hint": "at+/some/folder/mine.py:own", "loss.embedding": "pkt_symmetric"}
+    assert loss_cell(parameters) == "at+own (pkt_symmetric)"
+    assert loss_cell({"loss.embedding": "pkt_symmetric"}) == "(pkt_symmetric)"
+    assert loss_cell({"loss.hint": "fitnet"}) == "fitnet"
+    # As a table prints it: brackets would be read as markup.
+    assert Text.from_markup(loss_cell(parameters)).plain == "at+own (pkt_symmetric)"
