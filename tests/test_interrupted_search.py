@@ -23,7 +23,7 @@ def test_trap_4_a_signal_saves_everything_and_exits_3_with_the_resume_command(
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 3, err
     assert "hintsearch search tiny.yaml --name stopped --resume" in out
     assert command_line.wait_until_gone(10) == []
@@ -38,7 +38,7 @@ def test_an_interrupt_before_a_search_says_how_to_go_on(tiny_study_text: str, tm
     process = command_line.start(arguments, folder)
     assert wait_for(lambda: "ray::_train" in command_line.names(), 60), process.communicate()
     os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 3, err
     assert "Interrupted; what was finished is cached. Go on with:" in err
     assert f"hintsearch {' '.join(arguments)}" in err
