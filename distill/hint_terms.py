@@ -89,9 +89,8 @@ def make_hint_terms(
     Raises:
         InputError: a layer that one of the networks does not have, an unknown loss, layers that do not suit a loss.
     """
-    terms = [
-        _term(together, kind, student, teacher, student_shape, teacher_shape, labels)
-        for kind, together in _spans(hints.active_pairs)
+    spans: list[tuple[str | None, _Kind, list[HintPair]]] = [
+        (None, kind, together) for kind, together in _spans(hints.active_pairs)
     ]
     if hints.embedding_weight > 0:
         ours, theirs = (
@@ -99,8 +98,27 @@ def make_hint_terms(
             for network, shape in ((student, student_shape), (teacher, teacher_shape))
         )
         pair = HintPair(theirs, ours, hints.embedding_loss, hints.embedding_weight)
-        kind = find_hint_loss(pair.loss)
-        terms.append(_term([pair], kind, student, teacher, student_shape, teacher_shape, labels, EMBEDDING))
+        spans.append((EMBEDDING, find_hint_loss(pair.loss), [pair]))
+    our_taps = [
+        _taps(student, student_shape, [pair.student_layer for pair in pairs], kind, "student")
+        for _, kind, pairs in spans
+    ]
+    their_taps = [
+        _taps(teacher, teacher_shape, [pair.teacher_layer for pair in pairs], kind, "teacher")
+        for _, kind, pairs in spans
+    ]
+    our_shapes, their_shapes = (
+        _shapes(network, shape, taps)
+        for network, shape, taps in ((student, student_shape, our_taps), (teacher, teacher_shape, their_taps))
+    )
+    terms: list[HintTerm] = []
+    for (name, kind, pairs), ours_read, theirs_read in zip(spans, our_taps, their_taps, strict=True):
+        loss = _loss(kind, [our_shapes[path] for path in ours_read], [their_shapes[path] for path in theirs_read])
+        if isinstance(loss, HintLoss):
+            loss.read_teacher(TeacherLayer(teacher, pairs[0].teacher_layer, teacher_shape))
+        if labels is not None:
+            loss.read_training_set(labels)
+        terms.append(HintTerm(pairs, loss, ours_read, theirs_read, name))
     return terms
 
 
@@ -109,28 +127,8 @@ def teacher_terms(hints: HintConfiguration) -> int:
     return len(_spans(hints.active_pairs)) + (hints.logit_weight > 0) + (hints.embedding_weight > 0)
 
 
-def _term(
-    pairs: list[HintPair],
-    kind: _Kind,
-    student: nn.Module,
-    teacher: nn.Module,
-    student_shape: tuple[int, int, int],
-    teacher_shape: tuple[int, int, int],
-    labels: Tensor | None,
-    name: str | None = None,
-) -> HintTerm:
-    student_taps = _taps(student, student_shape, [pair.student_layer for pair in pairs], kind, "student")
-    teacher_taps = _taps(teacher, teacher_shape, [pair.teacher_layer for pair in pairs], kind, "teacher")
-    ours, theirs = _shapes(student, student_taps, student_shape), _shapes(teacher, teacher_taps, teacher_shape)
-    loss: AnyHintLoss
-    if issubclass(kind, JointHintLoss):
-        loss = kind(ours, theirs)
-    else:
-        loss = kind(ours[0], theirs[0])
-        loss.read_teacher(TeacherLayer(teacher, pairs[0].teacher_layer, teacher_shape))
-    if labels is not None:
-        loss.read_training_set(labels)
-    return HintTerm(pairs, loss, student_taps, teacher_taps, name)
+def _loss(kind: _Kind, students: list[FeatureShape], teachers: list[FeatureShape]) -> AnyHintLoss:
+    return kind(students, teachers) if issubclass(kind, JointHintLoss) else kind(students[0], teachers[0])
 
 
 def _spans(pairs: Sequence[HintPair]) -> list[tuple[_Kind, list[HintPair]]]:
@@ -170,6 +168,12 @@ def _taps(
     return [f"{found}{INPUT}" if found else path for path, found in zip(layers, activations, strict=True)]
 
 
-def _shapes(network: nn.Module, paths: Sequence[str], image_shape: tuple[int, int, int]) -> list[FeatureShape]:
-    found = {c.path: FeatureShape(c.channels, c.height, c.width) for c in list_candidates(network, image_shape, paths)}
-    return [found[path] for path in paths]
+def _shapes(
+    network: nn.Module, image_shape: tuple[int, int, int], taps: Sequence[Sequence[str]]
+) -> dict[str, FeatureShape]:
+    """The shape of each path that is read, by one pass over the network."""
+    paths = list(dict.fromkeys(path for read in taps for path in read))
+    if not paths:
+        return {}
+    found = list_candidates(network, image_shape, paths)
+    return {candidate.path: FeatureShape(candidate.channels, candidate.height, candidate.width) for candidate in found}

@@ -1,9 +1,9 @@
-"""The optimizer that a recipe names."""
+"""The optimizer that a recipe names, and a step of it."""
 
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .recipe import Recipe
 
@@ -20,3 +20,19 @@ def make_optimizer(recipe: Recipe, parameters: Iterable[Tensor]) -> torch.optim.
         weight_decay=recipe.weight_decay,
         fused=True,
     )
+
+
+def descend(optimizer: torch.optim.Optimizer, module: nn.Module, loss: Tensor, clip_norm: float | None) -> None:
+    """One step down a loss.
+
+    Args:
+        optimizer: of the module's parameters, or some of them.
+        module: whose gradients are those of this loss alone afterwards.
+        loss: scalar.
+        clip_norm: the largest norm of all gradients together; larger ones are scaled down. None: no limit.
+    """
+    module.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    if clip_norm is not None:
+        nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
+    optimizer.step()

@@ -15,7 +15,7 @@ from .hint_weighting import HintWeighting
 from .hinted_student import HintedStudent, Labelling
 from .loss_names import find_hint_loss
 from .moving_average import MovingAverage
-from .optimizers import make_optimizer
+from .optimizers import descend, make_optimizer
 from .recipe import Recipe
 from .teacher_pass import TeacherOutputs
 
@@ -90,7 +90,8 @@ class StudentTraining:
     @property
     def draws(self) -> bool:
         """Whether a loss, the warm-up's included, reads torch's global generator."""
-        return self.whole.draws or any(find_hint_loss(one.pair.loss).draws for one in self.whole.hints.curriculum)
+        warmup = self.whole.hints.warmup if self.whole.hints.curriculum else None
+        return self.whole.draws or (warmup is not None and find_hint_loss(warmup.loss).draws)
 
     def weigh_by(self, weighting: HintWeighting) -> None:
         """From now on the distillation terms have weights for each image."""
@@ -132,11 +133,7 @@ class StudentTraining:
             assert taught is not None
             total, losses = self._weighting.loss(batch, taught, lr)
             terms = self.whole.means(losses, batch.labels)
-        self._optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(total)
-        if self._clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.whole.parameters(), self._clip_norm)
-        self._optimizer.step()
+        descend(self._optimizer, self.whole, total, self._clip_norm)
         if self._average is not None:
             self._average.follow(self.whole.student)
         hint = (terms.hints / self.whole.normalisers).sum()

@@ -13,7 +13,7 @@ from .batches import Batch
 from .execution import Execution
 from .hint_configuration import HintConfiguration
 from .hinted_student import HintedStudent
-from .optimizers import make_optimizer
+from .optimizers import descend, make_optimizer
 from .recipe import Recipe
 from .teacher_pass import TeacherOutputs
 
@@ -99,12 +99,7 @@ class WarmupTraining:
         """One step of the optimizer; the loss before it, scalar on the device."""
         assert self._optimizer is not None
         loss = self._whole.hint_loss(self._number, batch, taught)
-        # All of them: those of an earlier lesson's adapters would count for the clipped norm.
-        self._whole.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        if self._recipe.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._whole.parameters(), self._recipe.clip_norm)
-        self._optimizer.step()
+        descend(self._optimizer, self._whole, loss, self._recipe.clip_norm)
         return loss.detach()
 
     def close(self) -> None:

@@ -330,29 +330,7 @@ def _run_tune(
     view: View,
 ) -> None:
     """Runs the trials that are left in a Tune experiment of their own; returns early on Ctrl-C."""
-    context = TrialContext(
-        student=student_spec(study, preparation.splits),
-        teacher=preparation.teacher.trained(),
-        splits=preparation.splits,
-        recipe=study.recipe.recipe(),
-        rungs=study.budget.rungs,
-        start=as_arrays(preparation.start) if preparation.start else None,
-        execution=execution,
-        threads=study.resources.cpus_per_trial,
-        checkpoint_seconds=study.budget.checkpoint_seconds,
-        rankings=study.objective.metric in RETRIEVAL_OBJECTIVES,
-    )
-    resolver = HintResolver(
-        preparation.layers.candidates,
-        preparation.student,
-        preparation.layers.distances,
-        study.seed,
-        study.space.hints.metric_weights,
-        preparation.similarity,
-        study.space.normalise,
-        study.warmup.warmup() if study.warmup else None,
-        study.dynamic_weights.dynamic_weights() if study.dynamic_weights else None,
-    )
+    context = _trial_context(study, preparation, execution)
     storage = log.path.parent / "tune"
     experiment = 1 + sum(1 for _ in storage.iterdir()) if storage.is_dir() else 1
     # Tune's own csv, json and tensorboard files would be a second, partial journal.
@@ -364,7 +342,7 @@ def _run_tune(
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, context=context), resources),
         tune_config=tune.TuneConfig(
-            search_alg=JournalSearcher(log, sampler, resolver, study, left),
+            search_alg=JournalSearcher(log, sampler, _resolver(study, preparation), study, left),
             scheduler=RungScheduler(log, study),
             num_samples=len(left),
             max_concurrent_trials=concurrent_trials(study),
@@ -383,6 +361,35 @@ def _run_tune(
     with LiveTable(view, log.history, study, planned) as table:
         log.listen(table)
         tuner.fit()
+
+
+def _trial_context(study: Study, preparation: Preparation, execution: Execution) -> TrialContext:
+    return TrialContext(
+        student=student_spec(study, preparation.splits),
+        teacher=preparation.teacher.trained(),
+        splits=preparation.splits,
+        recipe=study.recipe.recipe(),
+        rungs=study.budget.rungs,
+        start=as_arrays(preparation.start) if preparation.start else None,
+        execution=execution,
+        threads=study.resources.cpus_per_trial,
+        checkpoint_seconds=study.budget.checkpoint_seconds,
+        rankings=study.objective.metric in RETRIEVAL_OBJECTIVES,
+    )
+
+
+def _resolver(study: Study, preparation: Preparation) -> HintResolver:
+    return HintResolver(
+        preparation.layers.candidates,
+        preparation.student,
+        preparation.layers.distances,
+        study.seed,
+        study.space.hints.metric_weights,
+        preparation.similarity,
+        study.space.normalise,
+        study.warmup.warmup() if study.warmup else None,
+        study.dynamic_weights.dynamic_weights() if study.dynamic_weights else None,
+    )
 
 
 def concurrent_trials(study: Study) -> int:

@@ -134,7 +134,7 @@ class Study(Section):
                 raise InputError(
                     f"space.weight.by_loss has {loss!r}, which is not in space.loss.hint; {nearest(loss, named)}"
                 )
-        if self.warmup and self.warmup.epochs and self.warmup.base_epochs != Warmup().base_epochs:
+        if self.warmup and self.warmup.epochs and self.warmup.base_epochs != Warmup.base_epochs:
             raise InputError(
                 f"warmup.base_epochs is {self.warmup.base_epochs}, but warmup.epochs says how long each lesson is; "
                 "remove one"

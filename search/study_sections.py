@@ -448,11 +448,11 @@ class WarmupSection(Section):
     """
 
     method: Literal["indistill"] = "indistill"
-    loss: HintLossName = "strongest_channels"
-    base_epochs: Annotated[int, Field(ge=0)] = 2
-    epochs: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    order: Annotated[str, one_of("order", ORDERS)] = "shallow_to_deep"
-    lr: Annotated[float, Field(gt=0)] | None = None
+    loss: HintLossName = Warmup.loss
+    base_epochs: Annotated[int, Field(ge=0)] = Warmup.base_epochs
+    epochs: tuple[Annotated[int, Field(ge=1)], ...] = Warmup.epochs
+    order: Annotated[str, one_of("order", ORDERS)] = Warmup.order
+    lr: Annotated[float, Field(gt=0)] | None = Warmup.lr
 
     def warmup(self) -> Warmup:
         """The trainer's warm-up."""
@@ -467,16 +467,16 @@ class DynamicWeightsSection(Section):
     """
 
     method: Literal["hkd"] = "hkd"
-    hidden: int = 100
-    lr: float = 1e-3
-    weight_decay: float = 1e-4
-    momentum: float = 0.9
-    ensemble: bool = True
-    meta: bool = True
-    meta_every: int = 1
-    meta_images: int = 1000
-    meta_batch_size: int = 64
-    warmup_fraction: float = 0.1
+    hidden: int = DynamicWeights.hidden
+    lr: float = DynamicWeights.lr
+    weight_decay: float = DynamicWeights.weight_decay
+    momentum: float = DynamicWeights.momentum
+    ensemble: bool = DynamicWeights.ensemble
+    meta: bool = DynamicWeights.meta
+    meta_every: int = DynamicWeights.meta_every
+    meta_images: int = DynamicWeights.meta_images
+    meta_batch_size: int = DynamicWeights.meta_batch_size
+    warmup_fraction: float = DynamicWeights.warmup_fraction
 
     @model_validator(mode="after")
     def _in_range(self) -> Self:

@@ -52,7 +52,9 @@ def test_value_outside_its_range_is_told_with_rule_and_mend(wrong: dict[str, Any
 
 
 def test_values_at_the_ends_of_their_ranges_are_taken() -> None:
-    DynamicWeights(hidden=1, weight_decay=0.0, momentum=0.0, meta_images=2, meta_batch_size=2, warmup_fraction=0.0)
+    least = {"hidden": 1, "weight_decay": 0.0, "momentum": 0.0, "meta_images": 2, "meta_batch_size": 2}
+    settings = DynamicWeights(**least, warmup_fraction=0.0)
+    assert asdict(settings).items() >= {**least, "warmup_fraction": 0.0}.items()
 
 
 def test_without_ensembling_there_is_no_momentum() -> None:

@@ -110,6 +110,9 @@ def test_names_together_are_separated(names: str, separate: tuple[str, ...]) -> 
 @pytest.mark.parametrize("names", ["at", "at+crd", "at+fsp+crd", *HINT_LOSSES.names()])
 def test_hint_losses_alone_and_together_pass(names: str) -> None:
     check_hint_losses(names)
+    assert [find_hint_loss(name) for name in names_together(names)] == [
+        HINT_LOSSES.get(name) for name in names.split("+")
+    ]
 
 
 @pytest.mark.parametrize("name", LOGIT_LOSSES.names())
@@ -150,9 +153,15 @@ def test_joint_losses_are_known_without_running_code(own: str) -> None:
 
 def test_check_of_own_code_does_not_run_it(tmp_path: Path) -> None:
     path = tmp_path / "broken.py"
-    path.write_text("raise RuntimeError('run')")
+    ran = tmp_path / "ran"
+    path.write_text(f"open({str(ran)!r}, 'w').close()")
     check_hint_losses(f"at+{path}:loss")
     check_logit_loss(f"{path}:loss")
+    assert not ran.exists()
+    # It is what running would leave.
+    with pytest.raises(InputError, match="has no function 'loss'"):
+        find_hint_loss(f"{path}:loss")
+    assert ran.exists()
 
 
 @pytest.mark.parametrize(
