@@ -91,7 +91,7 @@ def test_no_trials_have_an_empty_set() -> None:
 
 
 def test_knee_by_hand() -> None:
-    # Accuracy against seconds; as costs in 0..1: (0, 1), (0.25, 0.1), (0.5, 0.05), (1, 0), beyond the line by 0.65, 0.45.
+    # Accuracy against seconds, scaled to costs: (0, 1), (0.25, 0.1), (0.5, 0.05), (1, 0), 0.65 and 0.45 beyond.
     values = {1: (0.9, 110.0), 2: (0.8, 20.0), 3: (0.7, 15.0), 4: (0.5, 10.0)}
     assert pareto_set(values, ("maximize", "minimize")).knee == 2
 
