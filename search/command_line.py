@@ -175,10 +175,12 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Check a study before anything is spent; starts and creates nothing."""
+    from .node_checks import check_nodes, joins_a_cluster
     from .own_code import say_own_code
     from .places import tracking_uri
     from .plan import most_repeats, plan_trials
     from .preflight import check_study, check_without_data, estimate, imbalance_note
+    from .ray_session import ray_session
     from .study import load_study
     from .view import View
 
@@ -190,6 +192,9 @@ def check(
         cost = None
     else:
         checked = check_study(loaded, tracking_uri(tracking, loaded.tracking.uri), address)
+        if joins_a_cluster(address):
+            with ray_session(address):
+                check_nodes(loaded, lambda: checked.splits)
         shapes = checked.shapes
         cost = estimate(loaded, checked)
         note = imbalance_note(loaded, checked.splits)

@@ -28,13 +28,14 @@ from .journal import SearchLog, read_journal
 from .layers import Layers
 from .live import LiveTable
 from .mlflow_logger import MlflowLogger
+from .node_checks import check_nodes
 from .own_code import say_own_code
 from .parent_run import FIGURES, open_parent_run
 from .places import JOURNAL_FILE, new_search_name, tracking_uri
 from .plan import Plan, most_repeats
 from .points import point_of
 from .preflight import Estimate, check_study, estimate, imbalance_note, preset_note
-from .preparation import Preparation, prepare
+from .preparation import Preparation, prepare, study_data
 from .ray_session import ray_session
 from .sampler import ArmSampler
 from .searcher import JournalSearcher, close_decided
@@ -121,13 +122,15 @@ def run_search(
         if note:
             view.say(note)
     view.say(_announcement(name, study, estimate(study, checked)))
-    check_name_is_free(connect(uri, create=True), study.name, name)
-    folder.mkdir(parents=True)
-    log = SearchLog(folder / JOURNAL_FILE)
-    log.record(Began(name, study.resolved(), version("hintsearch"), uri))
-    if enqueued:
-        log.record(Enqueued(enqueued))
-    return _see_through(log, study, view, address, deadline)
+    with ray_session(address):
+        check_nodes(study, lambda: checked.splits)
+        check_name_is_free(connect(uri, create=True), study.name, name)
+        folder.mkdir(parents=True)
+        log = SearchLog(folder / JOURNAL_FILE)
+        log.record(Began(name, study.resolved(), version("hintsearch"), uri))
+        if enqueued:
+            log.record(Enqueued(enqueued))
+        return _see_through(log, study, view, address, deadline)
 
 
 def resume_search(
@@ -177,7 +180,12 @@ def resume_search(
         if enqueued:
             log.record(Enqueued(enqueued))
     connect(began.tracking_uri, create=True)
-    return _see_through(log, study, view, address, deadline)
+    close_decided(log, study.budget.rungs[-1])
+    with ExitStack() as stack:
+        if not Plan(study, log.history).over:
+            stack.enter_context(ray_session(address))
+            check_nodes(study, lambda: study_data(study))
+        return _see_through(log, study, view, address, deadline)
 
 
 def search_folder(study: Study, name: str) -> Path:
@@ -189,7 +197,6 @@ def _see_through(
     log: SearchLog, study: Study, view: View, address: str | None, deadline: InterruptDeadline | None
 ) -> SearchResult:
     """The common part of new and resumed searches."""
-    close_decided(log, study.budget.rungs[-1])
     plan, failures = Plan(study, log.history), FailureBudget(study.budget.failures)
     begun_over = plan.over
     with ExitStack() as stack:
