@@ -22,6 +22,7 @@ from processes import (
 from safetensors.torch import load_file
 
 PLANNED = 5
+SPEEDS = ("images_per_second", "training_seconds")
 PNG = b"\x89PNG"
 
 
@@ -71,7 +72,8 @@ def test_the_parent_run_holds_what_the_search_stands_on(client: MlflowClient) ->
     assert parent.info.run_name == "first"
     assert parent.info.status == "FINISHED"
     artifacts = {item.path for item in client.list_artifacts(parent.info.run_id)}
-    assert artifacts == {"study.yaml", "space.json", "search.json", "layers", "teacher", "hints.yaml", "figures"}
+    documents = {"study.yaml", "space.json", "search.json", "importances.json", "hints.yaml"}
+    assert artifacts == documents | {"layers", "teacher", "figures"}
     logged = yaml.safe_load(Path(client.download_artifacts(parent.info.run_id, "study.yaml")).read_text())
     assert logged["budget"]["rungs"] == TINY_STUDY["budget"]["rungs"]
 
@@ -260,6 +262,94 @@ def test_an_output_that_is_a_folder_is_refused_before_any_training(
         assert "--output is models, but that is a folder" in ended.err
 
 
+# Two controls and two trials of the search, then the best of each with three fresh seeds.
+REPEATED = [
+    "name=repeated",
+    "budget={trials: 2, rungs: [1, 2]}",
+    "confirm={configurations: 1, controls: 1, seeds: 3}",
+    "objective.against=student_parameters",
+    "space.student_width=[0.25, 0.5]",
+]
+
+
+@pytest.fixture(scope="module")
+def repeated(
+    users_folder: Path,
+    searched: tuple[CommandLine, Ended],
+    shared_cache: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[dict, Ended]:
+    """A trial of the first search, and a search that begins with it, weighs a cost, and confirms what is best."""
+    rows = searched[1].document()["trials"]
+    best = next(row for row in rows if row["arm"] == "search" and row["outcome"] == "completed")
+    point = tmp_path_factory.mktemp("point") / "hints.yaml"
+    exported = call(["export", "first", "--trial", str(best["number"]), "-o", str(point)], users_folder, shared_cache)
+    assert exported.code == 0, exported.err
+    changes = [word for change in REPEATED for word in ("--set", change)]
+    arguments = ["search", "tiny.yaml", "--name", "repeated", "--points", str(point), "--json", *changes]
+    return best, CommandLine(shared_cache).run(arguments, users_folder)
+
+
+def repeated_trials(repeated: tuple[dict, Ended]) -> dict[int, dict]:
+    assert repeated[1].code == 0, repeated[1].err
+    return {trial["number"]: trial for trial in repeated[1].document()["trials"]}
+
+
+def test_trap_8_a_point_of_an_earlier_search_is_the_first_trial_of_the_search(repeated: tuple[dict, Ended]) -> None:
+    trials = repeated_trials(repeated)
+    names = ("hints.clusters", "hints.metrics", "hints.selector", "loss.hint", "weight.hint", "weight.logit")
+    first, second = ({name: trials[number]["parameters"][name] for name in names} for number in (3, 4))
+    assert first == {name: repeated[0]["parameters"][name] for name in names}
+    assert second != first
+
+
+def test_the_best_of_search_and_controls_are_repeated_with_the_same_fresh_seeds(repeated: tuple[dict, Ended]) -> None:
+    repeats = [trial for trial in repeated_trials(repeated).values() if trial["arm"] == "confirm"]
+    assert sorted(trial["number"] for trial in repeats) == list(range(5, 11))
+    seeds: dict[int, set[tuple[str, str]]] = {}
+    for trial in repeats:
+        found = trial["parameters"]["data_seed"], trial["parameters"]["init_seed"]
+        seeds.setdefault(trial["confirms"], set()).add(found)
+    ours, theirs = seeds.values()
+    assert {number > 2 for number in seeds} == {True, False}
+    assert ours == theirs
+    assert len(ours) == 3
+
+
+def test_the_verdict_is_in_the_document_in_words_and_in_the_exported_file(
+    users_folder: Path, repeated: tuple[dict, Ended]
+) -> None:
+    trials, ended = repeated_trials(repeated), repeated[1]
+    confirmation = ended.document()["confirmation"]
+    exported = yaml.safe_load((users_folder / "results" / "repeated" / "hints.yaml").read_text())
+    assert exported["trial"] == confirmation["export"]
+    evidence = exported["evidence"]["confirm"]
+    assert evidence["test"]["said"] in ended.err
+    # Recomputed from the trials.
+    for summary in confirmation["summaries"]:
+        values = [t["metrics"]["val_accuracy"] for t in trials.values() if t["confirms"] == summary["number"]]
+        assert summary["mean"] == pytest.approx(np.mean(values))
+        assert summary["sd"] == pytest.approx(np.std(values, ddof=1))
+
+
+def test_a_search_against_a_cost_stops_nothing_and_exports_its_pareto_set(
+    users_folder: Path, repeated: tuple[dict, Ended]
+) -> None:
+    trials, folder = repeated_trials(repeated), users_folder / "results" / "repeated" / "pareto"
+    assert {trial["outcome"] for trial in trials.values()} == {"completed"}
+    members = repeated[1].document()["pareto"]["members"]
+    costs = {n: (-t["metrics"]["val_accuracy"], t["metrics"]["student_parameters"]) for n, t in trials.items()}
+    searched = {n: costs[n] for n in (3, 4)}
+    beaten = {
+        n
+        for n, cost in searched.items()
+        for other in searched.values()
+        if other != cost and other[0] <= cost[0] and other[1] <= cost[1]
+    }
+    assert set(members) == set(searched) - beaten
+    assert {path.name for path in folder.iterdir()} == {"pareto.json", *(f"trial-{n}.yaml" for n in members)}
+
+
 def test_trap_32_a_killed_search_resumes_with_the_very_trials_of_an_undisturbed_one(
     searched: tuple[CommandLine, Ended], shared_cache: Path, tiny_study_text: str, tmp_path: Path
 ) -> None:
@@ -302,11 +392,11 @@ def test_trap_32_a_killed_search_resumes_with_the_very_trials_of_an_undisturbed_
 
 
 def _comparable(ended: Ended) -> list[dict]:
-    """What a rerun must repeat: all but run ids, and the speed."""
+    """What a rerun must repeat: all but run ids, and how fast it was."""
     return [
         {
             **{key: value for key, value in trial.items() if key != "run_id"},
-            "metrics": {key: value for key, value in trial["metrics"].items() if key != "images_per_second"},
+            "metrics": {key: value for key, value in trial["metrics"].items() if key not in SPEEDS},
         }
         for trial in ended.document()["trials"]
     ]

@@ -1,11 +1,12 @@
 """How a search hands out what it confirms."""
 
+import json
 from collections.abc import Callable
 
 import pytest
-from hintsearch.search.events import Confirming, Finished, Reported, Suggested
+from hintsearch.search.events import Confirming, Extended, Finished, Reported, Suggested
 from hintsearch.search.failures import FailureBudget
-from hintsearch.search.journal import SearchLog
+from hintsearch.search.journal import SearchLog, read_journal
 from hintsearch.search.plan import confirm_seeds
 from hintsearch.search.sampler import ArmSampler
 from hintsearch.search.searcher import JournalSearcher
@@ -119,3 +120,49 @@ def test_trap_31_optuna_does_not_hear_of_repeats(
     log.listen(replayed, from_start=True)
     for heard in (sampler, replayed):
         assert sum(len(study.trials) for study in heard._studies.values()) == 3
+
+
+def test_repeat_that_still_runs_is_not_begun_again_when_more_is_confirmed(
+    searched: JournalSearcher, log: SearchLog, sampler: ArmSampler, resolver: HintResolver, confirming: Study
+) -> None:
+    searched.suggest("d")
+    log.record(Extended(1))
+    resumed = JournalSearcher(log, sampler, resolver, confirming, FailureBudget(5))
+    handed_out = [resumed.suggest(name)["number"] for name in "abcdefg"]
+    # Of the first repeats one still runs; the added trial is the best by now.
+    for number in handed_out[1:]:
+        log.record(Reported(number, 24, {"val_accuracy": 0.9 if number == 10 else 0.5}, None))
+        log.record(Finished(number, "completed", ""))
+    assert handed_out == [4, 5, 6, 7, 8, 9, 10]
+    assert [resumed.suggest(name)["number"] for name in "hij"] == [11, 12, 13]
+    assert resumed.suggest("k") == Searcher.FINISHED
+
+
+def test_nothing_is_confirmed_when_the_search_is_given_up(
+    log: SearchLog, sampler: ArmSampler, resolver: HintResolver, confirming: Study
+) -> None:
+    failures = FailureBudget(1)
+    log.listen(failures)
+    searcher = JournalSearcher(log, sampler, resolver, confirming, failures)
+    for name in "abc":
+        number = searcher.suggest(name)["number"]
+        if number < 3:
+            complete(log, number)
+    log.record(Reported(3, 8, {"val_accuracy": 0.5}, None))
+    log.record(Finished(3, "failed", "it broke"))
+    assert searcher.suggest("d") == Searcher.FINISHED
+    assert log.history.additions == []
+
+
+def test_interrupted_confirm_has_the_same_plan_after_a_replay(
+    searched: JournalSearcher, log: SearchLog, resolver: HintResolver, confirming: Study
+) -> None:
+    configs = [searched.suggest(name) for name in "defghi"]
+    resumed = SearchLog(log.path)
+    resumed.replay(read_journal(log.path).events, torn=0)
+    again = JournalSearcher(resumed, ArmSampler(confirming, "a search", 3), resolver, confirming, FailureBudget(5))
+    journal = log.path.read_bytes()
+    found = [again.suggest(name) for name in "abcdef"]
+    assert json.loads(json.dumps(found)) == json.loads(json.dumps(configs))
+    assert again.suggest("g") == Searcher.FINISHED
+    assert log.path.read_bytes() == journal

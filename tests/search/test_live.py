@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable
 
 import pytest
-from hintsearch.search.events import Event, Finished, Reported, Suggested
+from hintsearch.search.events import Confirming, Event, Finished, Reported, Retried, Suggested
 from hintsearch.search.journal import SearchLog
 from hintsearch.search.live import LiveTable
 from hintsearch.search.study import Study
@@ -72,6 +72,39 @@ def test_line_of_a_finished_trial_says_the_latest_value_that_is_known(
 
 def test_line_of_a_failed_trial_says_why(shown: Callable[..., str]) -> None:
     assert shown(Finished(2, "failed", "it broke")) == "[1/39] trial 2 (kd_only) failed: it broke\n"
+
+
+def test_retry_is_said_with_its_reason_and_how_many_there_may_be(shown: Callable[..., str]) -> None:
+    assert shown(Retried(1, 1, "RuntimeError: it broke")) == (
+        "Trial 1 failed (RuntimeError: it broke); it goes on from its last checkpoint, retry 1 of 2.\n"
+    )
+
+
+def test_what_is_confirmed_is_said_once(shown: Callable[..., str]) -> None:
+    repeats = [{"confirms": number, "data_seed": seed, "init_seed": seed} for seed in (7, 8, 9) for number in (1, 2)]
+    said = shown(Confirming(repeats))
+    assert said.startswith("Confirming trials 1 (search, ")
+    assert said.endswith("), 2 (kd_only): 6 trainings with fresh seeds.\n")
+
+
+def test_lines_count_what_is_really_confirmed(shown: Callable[..., str]) -> None:
+    """Before that, the most that may be."""
+    repeats = [{"confirms": 1, "data_seed": seed, "init_seed": seed} for seed in (7, 8, 9)]
+    *_, line = shown(Confirming(repeats), Finished(2, "completed", "")).splitlines()
+    assert line.startswith("[1/30] trial 2 (kd_only) completed")
+
+
+def test_line_of_a_repeat_says_what_it_confirms(shown: Callable[..., str], suggested: Callable[..., Suggested]) -> None:
+    repeat = suggested(28, "kd_only", arm="confirm", confirms=2)
+    *_, line = shown(repeat, Finished(28, "completed", "")).splitlines()
+    assert line == "[1/39] trial 28 (confirms 2, kd_only) completed"
+
+
+def test_halved_batches_are_said_once_for_a_trial(shown: Callable[..., str]) -> None:
+    halved = {"accumulation_steps": 2.0}
+    assert shown(Reported(1, 1, halved, None), Reported(1, 2, halved, None), Reported(2, 1, UNMEASURED, None)) == (
+        "Trial 1 ran out of device memory: its batches are computed in halves from now on.\n"
+    )
 
 
 def test_weights_of_a_combination_are_all_shown(shown: Callable[..., str], suggested: Callable[..., Suggested]) -> None:

@@ -7,9 +7,9 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from hintsearch.search.events import Began, Event, Finished, Prepared, Reported, Suggested, Tracked
+from hintsearch.search.events import Began, Event, Finished, Prepared, Reported, Retried, Suggested, Tracked
 from hintsearch.search.journal import SearchLog, read_journal
-from hintsearch.search.mlflow_logger import HINT_FILE, MlflowLogger
+from hintsearch.search.mlflow_logger import HINT_FILE, TRACEBACK_FILE, MlflowLogger
 from hintsearch.search.sampler import ArmSampler
 from hintsearch.search.study import Study
 from hintsearch.search.tracking import PARENT_TAG, TrackedSearch
@@ -381,6 +381,120 @@ def test_each_two_layers_of_a_combination_are_shown_once(
     assert len(hints.pairs) == 6
     assert params["hints.pairs"] == "layer1.2→layer1.0,layer2.2→layer2.0,layer3.2→layer3.0"
     assert (params["loss.hint"], params["weight.hint"], params["weight.hint.2"]) == ("at+sp", "1.0", "1.0")
+
+
+ATTEMPTS = "first attempt:\n  RuntimeError: it broke\nsecond attempt:\n  RuntimeError: it broke again\n"
+
+
+@pytest.fixture
+def retried(suggested: Callable[..., Suggested]) -> list[Event]:
+    """Trial 1 failed for good at its second attempt, 2 succeeded at its second one."""
+    return [
+        suggested(1),
+        Retried(1, 1, "RuntimeError: it broke"),
+        Finished(1, "failed", "RuntimeError: it broke again", ATTEMPTS),
+        suggested(2),
+        Retried(2, 1, "the trial's process died"),
+        *reports(2, 8, 24),
+        Finished(2, "completed", ""),
+    ]
+
+
+def artifacts(client: MlflowClient, run: Run) -> set[str]:
+    return {item.path for item in client.list_artifacts(run.info.run_id)}
+
+
+def test_tracebacks_of_all_attempts_are_an_artifact_of_a_failed_run(
+    client: MlflowClient, log: SearchLog, attach: Attach, runs: Runs, retried: list[Event]
+) -> None:
+    logger = attach(log)
+    for event in retried:
+        log.record(event)
+    assert logger.close(interrupted=False) == 0
+    assert Path(client.download_artifacts(runs()[1].info.run_id, TRACEBACK_FILE)).read_text() == ATTEMPTS
+    assert artifacts(client, runs()[2]) == {HINT_FILE}
+
+
+def test_run_says_how_often_its_trial_was_begun_again(
+    log: SearchLog, attach: Attach, runs: Runs, retried: list[Event]
+) -> None:
+    logger = attach(log)
+    for event in retried:
+        log.record(event)
+    assert logger.close(interrupted=False) == 0
+    assert [runs()[number].data.tags.get("retries") for number in (1, 2)] == ["1", "1"]
+
+
+def test_completed_run_says_no_error_whatever_it_was_retried_for(
+    log: SearchLog, attach: Attach, runs: Runs, retried: list[Event]
+) -> None:
+    logger = attach(log)
+    for event in retried:
+        log.record(event)
+    assert logger.close(interrupted=False) == 0
+    assert not runs()[2].data.tags.get("error")
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_retries_of_which_nothing_was_logged_are_filled_in(
+    client: MlflowClient,
+    log: SearchLog,
+    attach: Attach,
+    resumed: Callable[[], SearchLog],
+    runs: Runs,
+    retried: list[Event],
+    number: int,
+) -> None:
+    for event in retried:
+        log.record(event)
+    assert attach(resumed()).close(interrupted=False) == 0
+    assert runs()[number].data.tags.get("retries") == "1"
+
+
+def test_traceback_of_which_nothing_was_logged_is_filled_in(
+    client: MlflowClient,
+    log: SearchLog,
+    attach: Attach,
+    resumed: Callable[[], SearchLog],
+    runs: Runs,
+    retried: list[Event],
+) -> None:
+    for event in retried:
+        log.record(event)
+    assert attach(resumed()).close(interrupted=False) == 0
+    assert TRACEBACK_FILE in artifacts(client, runs()[1])
+    assert runs()[1].data.tags["error"] == "RuntimeError: it broke again"
+
+
+def test_trap_14_second_logger_changes_nothing_of_retried_trials(
+    client: MlflowClient,
+    log: SearchLog,
+    attach: Attach,
+    resumed: Callable[[], SearchLog],
+    runs: Runs,
+    retried: list[Event],
+) -> None:
+    logger = attach(log)
+    for event in retried:
+        log.record(event)
+    assert logger.close(interrupted=False) == 0
+    before = {number: (run.data.tags, artifacts(client, run), steps(client, run)) for number, run in runs().items()}
+    assert attach(resumed()).close(interrupted=True) == 0
+    after = {number: (run.data.tags, artifacts(client, run), steps(client, run)) for number, run in runs().items()}
+    assert after == before
+
+
+def test_run_of_a_repeat_says_what_it_confirms_and_its_seeds(
+    log: SearchLog, attach: Attach, runs: Runs, suggested: Callable[..., Suggested]
+) -> None:
+    logger = attach(log)
+    log.record(suggested(1))
+    log.record(suggested(2, arm="confirm", confirms=1, data_seed=17, init_seed=18))
+    logger.close(interrupted=True)
+    tags, params = runs()[2].data.tags, runs()[2].data.params
+    assert (tags["arm"], tags["confirms"]) == ("confirm", "1")
+    assert (params["data_seed"], params["init_seed"]) == ("17", "18")
+    assert "confirms" not in runs()[1].data.tags
 
 
 def test_failure_of_the_logger_s_own_is_raised_at_the_end(

@@ -120,6 +120,33 @@ def test_training_seconds_add_up(scheduler: RungScheduler, log: SearchLog) -> No
     assert found == [1.0, 3.0, 6.0]
 
 
+def test_training_seconds_go_on_after_a_resume(scheduler: RungScheduler, log: SearchLog, digits: Study) -> None:
+    for epoch in (1, 2):
+        scheduler.on_trial_result(*report(1, epoch, epoch_seconds=1.5))
+    after_a_restart = SearchLog(log.path)
+    after_a_restart.replay(read_journal(log.path).events, torn=0)
+    resumed = RungScheduler(after_a_restart, digits, FailureBudget(5))
+    # Back to its checkpoint: the second epoch is trained again, and counted once.
+    for epoch in (2, 3):
+        resumed.on_trial_result(*report(1, epoch, epoch_seconds=1.5))
+    assert after_a_restart.history.trials[1].reports[3].metrics["training_seconds"] == 4.5
+
+
+def test_repeat_goes_on_at_a_rung_where_a_search_trial_is_stopped(
+    scheduler: RungScheduler, log: SearchLog, suggested: Callable[..., Suggested]
+) -> None:
+    log.record(suggested(5, arm="confirm", confirms=1))
+    scheduler.on_trial_result(*report(1, 8, val_accuracy=0.6))
+    assert scheduler.on_trial_result(*report(5, 8, val_accuracy=0.4)) == TrialScheduler.CONTINUE
+    assert scheduler.on_trial_result(*report(2, 8, val_accuracy=0.4)) == TrialScheduler.STOP
+
+
+def test_traceback_of_a_failure_that_no_retry_mends_is_journaled(scheduler: RungScheduler, log: SearchLog) -> None:
+    failure = {"epoch": 0, "failure": "the loss is not finite", "traceback": "Traceback: here"}
+    scheduler.on_trial_result(None, Trial("hintsearch", config={"number": 1}, stub=True), failure)
+    assert log.history.trials[1].finished == Finished(1, "failed", "the loss is not finite", "Traceback: here")
+
+
 def test_nothing_is_stopped_where_a_cost_is_weighed(
     log: SearchLog, studied: Callable[..., Study], suggested: Callable[..., Suggested]
 ) -> None:
