@@ -81,4 +81,7 @@ class RungScheduler(FIFOScheduler):
 
 def _is_ours(metric: str) -> bool:
     single = ("lr", "train_loss", "images_per_second", "warmup_seconds", "adapter_parameters")
-    return metric in single or metric.startswith(("val_", "loss_", "normaliser_", "warmup_loss_", "hint_weight."))
+    of_memory = ("accumulation_steps", "halved_passes")
+    return metric in (*single, *of_memory) or metric.startswith(
+        ("val_", "loss_", "normaliser_", "warmup_loss_", "hint_weight.")
+    )
