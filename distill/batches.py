@@ -39,6 +39,15 @@ class Batch:
     indices: Tensor
     teacher_images: Tensor
 
+    def part(self, start: int, stop: int) -> "Batch":
+        """The images from `start` to before `stop`; the batch itself if these are all."""
+        if (start, stop) == (0, len(self.labels)):
+            return self
+        which = slice(start, stop)
+        ours = self.images[which]
+        theirs = ours if self.teacher_images is self.images else self.teacher_images[which]
+        return Batch(ours, self.labels[which], self.indices[which], theirs)
+
 
 @dataclass(frozen=True)
 class Augmentation:

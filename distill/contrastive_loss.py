@@ -40,6 +40,7 @@ class ContrastiveRepresentationDistillation(HintLoss):
     """
 
     draws = True
+    kept = ("student_memory", "teacher_memory", "partitions", "_by_class", "_class_start", "_class_size")
     VALUES, NEGATIVES, TEMPERATURE, MOMENTUM = 128, 16384, 0.07, 0.5
 
     student_memory: Tensor
@@ -53,7 +54,7 @@ class ContrastiveRepresentationDistillation(HintLoss):
         super().__init__(student, teacher)
         self.student_embedding = nn.Linear(student.channels, self.VALUES)
         self.teacher_embedding = nn.Linear(teacher.channels, self.VALUES)
-        self._later: _Seen | None = None
+        self._later: list[_Seen] = []
 
     def read_training_set(self, labels: Tensor) -> None:
         """Makes the memories, with random directions, and notes which images are of one class.
@@ -92,8 +93,8 @@ class ContrastiveRepresentationDistillation(HintLoss):
         seen = _Seen(samples.indices, student.detach(), teacher.detach(), partitions)
         if self.remembers:
             self._keep(seen)
-        elif self._later is None:
-            self._later = seen
+        elif all(samples.indices is not earlier.indices for earlier in self._later):
+            self._later.append(seen)
         noise = (chosen.shape[1] - 1) / images
         return sum(
             (_noise_contrastive(score / partition, noise) for score, partition in zip(scores, partitions, strict=True)),
@@ -101,14 +102,19 @@ class ContrastiveRepresentationDistillation(HintLoss):
         )
 
     def catch_up(self) -> None:
-        """Keeps what the first pass without `remembers` would have kept."""
-        if self._later is not None:
-            self._keep(self._later)
-        self._later = None
+        """Keeps what the first pass over each batch without `remembers` would have kept."""
+        for seen in self._later:
+            self._keep(seen)
+        self.forget()
+
+    def forget(self) -> None:
+        """Keeps nothing of the passes without `remembers`."""
+        self._later.clear()
 
     @torch.no_grad()
     def _keep(self, seen: "_Seen") -> None:
-        self.partitions.copy_(seen.partitions)
+        # Of the very first batch's halves each has its own.
+        self.partitions.copy_(torch.where(self.partitions > 0, self.partitions, seen.partitions))
         for memory, vectors in ((self.student_memory, seen.student), (self.teacher_memory, seen.teacher)):
             mixed = self.MOMENTUM * memory[seen.indices] + (1 - self.MOMENTUM) * vectors
             memory.index_copy_(0, seen.indices, functional.normalize(mixed, dim=1).to(memory.dtype))

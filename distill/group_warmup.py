@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from .device_memory import Halving
 from .execution import Execution
 from .recipe import Recipe
 from .seeding import derived_seed
@@ -32,6 +33,7 @@ class WarmupSetting:
         execution: where and how it runs.
         labels: int64 [N] of all training images.
         at_once: how many students learn at the same time.
+        halving: whether the teacher computes batches in halves.
     """
 
     teacher: nn.Module
@@ -41,6 +43,7 @@ class WarmupSetting:
     execution: Execution
     labels: Tensor
     at_once: int
+    halving: Halving
 
 
 def warm_up(trainings: Sequence[StudentTraining], setting: WarmupSetting, stepping: Stepping) -> list[dict[str, float]]:
@@ -61,7 +64,15 @@ def warm_up(trainings: Sequence[StudentTraining], setting: WarmupSetting, steppi
         for training in trainings:
             warmups.append(_of_student(training, setting) if training.whole.hints.curriculum else None)
         layers = [layer for warmup in warmups if warmup for layer in warmup.teacher_layers]
-        teacher = TeacherPass(setting.teacher, layers, False, setting.teacher_shape, setting.execution, setting.at_once)
+        teacher = TeacherPass(
+            setting.teacher,
+            layers,
+            False,
+            setting.teacher_shape,
+            setting.execution,
+            setting.at_once,
+            setting.halving,
+        )
         for epoch in range(1, max(warmup.epochs for warmup in warmups if warmup) + 1):
             present = [warmup if warmup and epoch <= warmup.epochs else None for warmup in warmups]
             depths = [warmup.begin_epoch(epoch) if warmup else 0 for warmup in present]
@@ -92,6 +103,7 @@ def _of_student(training: StudentTraining, setting: WarmupSetting) -> WarmupTrai
         setting.recipe,
         setting.execution,
         setting.labels,
+        training.halving,
     )
 
 

@@ -54,19 +54,24 @@ class _AnyHintLoss(nn.Module):
         pre_activation: of which networks, "student" and "teacher", it reads layers before the activation that ends
             them, where one does.
         draws: whether it reads torch's global generator; students with such a loss are trained one by one.
-        remembers: whether it may keep something of the batch it sees. Off while a batch is looked at several times:
-            the first of these passes is then the one that `catch_up` keeps.
+        remembers: whether it may keep something of the batch it sees. Off while a batch may be looked at several
+            times: of the passes over one batch, the same tensor of indices, the first is then what `catch_up` keeps.
+        kept: names of its own buffers that no pass writes to while it does not remember; they may be large.
     """
 
     pre_activation: tuple[str, ...] = ()
     draws = False
+    kept: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         super().__init__()
         self.remembers = True
 
     def catch_up(self) -> None:
-        """Keeps what the first pass without `remembers` would have kept, and forgets of it."""
+        """Keeps what the passes without `remembers` would have kept, and has then nothing left to catch up with."""
+
+    def forget(self) -> None:
+        """Keeps nothing of these passes."""
 
     def read_training_set(self, labels: Tensor) -> None:
         """Reads what the loss needs to know of all training images, of which these are the labels int64 [N].

@@ -3,8 +3,9 @@
 Liu et al. 2023, arXiv 2211.17059; the scheme is this project's, see `DynamicWeights`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from .batches import Batch, Batches
 from .dynamic_weights import DynamicWeights
 from .hinted_student import HintedStudent, SampleLosses
-from .meta_step import MetaStep, WeightedLosses
+from .meta_step import MetaPart, MetaStep, WeightedLosses
+from .parts import Part
+from .pass_snapshot import GeneratorStates, PassSnapshot
 from .seeding import derived_seed
-from .teacher_pass import TeacherOutputs
 from .weight_network import WeightHistory, WeightNetwork, weight_optimizer
 
 LOGIT_TERM = "logit"
@@ -28,7 +30,8 @@ class HintWeighting:
     student; the step itself is weighed by the history of each image. In the epochs of its warm-up all weights are 1.
 
     Args:
-        whole: the student with its hint terms, of which there are at least two with the logit loss.
+        whole: the student with its hint terms, of which there are at least two with the logit loss. They must not
+            remember, for a batch is passed over several times.
         settings: how.
         images: of the training split.
         meta: what the weight network learns by; no image of the training split.
@@ -54,7 +57,7 @@ class HintWeighting:
         with torch.random.fork_rng():
             torch.manual_seed(derived_seed("weights", seed))
             network = WeightNetwork(len(self._names), settings.hidden)
-        device = whole.normalisers.device
+        device = self._device = whole.normalisers.device
         self._network = network.to(device)
         self._history = WeightHistory(images, len(self._names), settings.history_momentum).to(device)
         self._optimizer = weight_optimizer(self._network, settings)
@@ -64,6 +67,11 @@ class HintWeighting:
         self._epoch = 0
         self._sums = torch.zeros(len(self._names), dtype=torch.float64, device=device)
         self._weighed = 0
+        self._passes = PassSnapshot(whole, device, whole.kept_buffers)
+        self._before: _Before | None = None
+        self._has_learned = False
+        # Indices, weights and their sums over the images, of the parts of the present step.
+        self._weighed_now: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def begin_epoch(self, epoch: int) -> None:
         """Gets ready for an epoch of the main stage, from 1."""
@@ -71,36 +79,60 @@ class HintWeighting:
         self._sums.zero_()
         self._weighed = 0
 
-    def loss(self, batch: Batch, taught: TeacherOutputs, lr: float) -> tuple[Tensor, SampleLosses]:
-        """The loss of a batch with its weights, scalar, and its terms; on the way the weight network learns.
+    def learn(self, parts: Sequence[Part], lr: float, split: Callable[[Batch], list[Part]]) -> None:
+        """Lets the weight network learn part by part, before any is weighed, where a whole batch may not fit.
+
+        The update is that of the whole batch, for which each part is passed over once more.
 
         Args:
-            batch: images and labels.
-            taught: what the teacher says of them.
+            parts: of the batch.
+            lr: of the step that will follow.
+            split: into the parts in which a batch is computed.
+        """
+        if not self._learns:
+            return
+        self._passes.take()
+        meta = [partial(self._meta_loss, part) for part in split(self._meta_batch())]
+        self._optimizer.zero_grad(set_to_none=True)
+        self._meta_step.by_parts([self._meta_part(part) for part in parts], lr, meta)
+        self._optimizer.step()
+        # The passes of the step itself see and leave what they would without these.
+        self._passes.restore()
+        self._has_learned = True
+
+    def loss(self, part: Part, lr: float) -> tuple[Tensor, SampleLosses]:
+        """What a part adds to the loss of the batch with its weights, scalar, and the losses of its images.
+
+        On the way the weight network learns, unless `learn` has been called.
+
+        Args:
+            part: of the batch.
             lr: of the step that will follow.
         """
-        weighs = self._epoch > self._warmup_epochs and self._settings.meta
-        learns = weighs and self._settings.updates_at(self._step)
-        with _looking_again(self._whole) if learns else nullcontext() as same_draws:
-            found = self._whole.sample_losses(batch, taught)
-            losses = WeightedLosses(
-                self._whole.hints.classification_weight * self._whole.classification(found.logits, batch.labels),
-                _columns(found, len(batch.labels)),
-                self._scales(),
-            )
-            entropy = nn.functional.cross_entropy(found.logits, batch.labels, reduction="none")
-            seen = torch.cat([entropy[:, None], losses.hints], dim=1).detach()
-            if same_draws is not None:
-
-                def again() -> Tensor:
-                    same_draws()
-                    return _columns(self._whole.sample_losses(batch, taught, precise=True), len(batch.labels))
-
-                self._learn(losses, seen, lr, again)
-        weights = self._weights(batch, seen) if weighs else torch.ones_like(losses.hints)
-        self._sums += weights.detach().double().sum(dim=0)
-        self._weighed += len(weights)
+        states = GeneratorStates(self._device)
+        losses, seen, found = self._look(part)
+        if self._learns and not self._has_learned:
+            self._before = _Before(self._network, self._optimizer)
+            self._learn_by(losses, seen, lr, partial(self._hints_again, part, states))
+        weights = self._weights(part.batch.indices, seen) if self._weighs else torch.ones_like(losses.hints)
+        self._weighed_now.append((part.batch.indices, weights, weights.detach().double().sum(dim=0)))
         return losses.total(weights), found
+
+    def keep(self) -> None:
+        """At the end of a step: its images have these weights."""
+        for indices, weights, sums in self._weighed_now:
+            if self._weighs:
+                self._history.write(indices, weights)
+            self._sums += sums
+            self._weighed += len(weights)
+        self._step += self._weighs
+        self._forget()
+
+    def undo(self) -> None:
+        """Makes everything as it was before a step that failed in the middle."""
+        if self._before is not None:
+            self._before.restore()
+        self._forget()
 
     def metrics(self) -> dict[str, float]:
         """The mean weight of each term over the epoch's images, as `hint_weight.NAME`."""
@@ -123,20 +155,65 @@ class HintWeighting:
         self._optimizer.load_state_dict(state["optimizer"])
         self._step = state["step"]
 
-    @torch.no_grad()
-    def _weights(self, batch: Batch, seen: Tensor) -> Tensor:
-        """What the step is weighed with [B, terms], from the losses that the weight network sees [B, 1 + terms]."""
-        self._step += 1
-        weights = self._history.ensembled(batch.indices, self._network(seen))
-        self._history.write(batch.indices, weights)
-        return weights
+    @property
+    def _weighs(self) -> bool:
+        """Whether images have weights other than 1 in this epoch."""
+        return self._epoch > self._warmup_epochs and self._settings.meta
 
-    def _learn(self, losses: WeightedLosses, seen: Tensor, lr: float, again: Callable[[], Tensor]) -> None:
-        seed = derived_seed("meta", self._seed, self._step)
-        (meta,) = self._meta.fixed_batches(1, self._settings.meta_batch_size, seed)
+    @property
+    def _learns(self) -> bool:
+        """Whether the weight network learns in this step."""
+        return self._weighs and self._settings.updates_at(self._step)
+
+    def _look(self, part: Part) -> tuple[WeightedLosses, Tensor, SampleLosses]:
+        """By a pass: what a part adds to the loss, what the weight network sees [B, 1 + terms], all losses."""
+        labels = part.batch.labels
+        found = self._whole.sample_losses(part.batch, part.taught)
+        rest = self._whole.hints.classification_weight * self._whole.classification(found.logits, labels)
+        losses = WeightedLosses(rest, _columns(found, len(labels)), self._scales())
+        if not part.is_whole:
+            losses = replace(losses, rest=part.labels * rest, scales=part.images * losses.scales)
+        entropy = nn.functional.cross_entropy(found.logits, labels, reduction="none")
+        return losses, torch.cat([entropy[:, None], losses.hints], dim=1).detach(), found
+
+    def _hints_again(self, part: Part, states: GeneratorStates) -> Tensor:
+        """ℓ [B, terms] by another pass with the same random numbers."""
+        states.restore()
+        return _columns(self._whole.sample_losses(part.batch, part.taught, precise=True), len(part.batch.labels))
+
+    def _meta_part(self, part: Part) -> MetaPart:
+        states: list[GeneratorStates] = []
+
+        def look() -> tuple[WeightedLosses, Tensor]:
+            states.append(GeneratorStates(self._device))
+            losses, seen, _ = self._look(part)
+            return losses, self._network(seen)
+
+        return MetaPart(look, lambda: self._hints_again(part, states[0]))
+
+    def _meta_loss(self, part: Part) -> Tensor:
+        loss = self._whole.label_loss(part.batch)
+        return loss if part.is_whole else part.labels * loss
+
+    @torch.no_grad()
+    def _weights(self, indices: Tensor, seen: Tensor) -> Tensor:
+        """What images are weighed with [B, terms], from the losses that the weight network sees [B, 1 + terms]."""
+        return self._history.ensembled(indices, self._network(seen))
+
+    def _learn_by(self, losses: WeightedLosses, seen: Tensor, lr: float, again: Callable[[], Tensor]) -> None:
+        meta = self._meta_batch()
         self._optimizer.zero_grad(set_to_none=True)
         self._meta_step(losses, self._network(seen), lr, again, lambda: self._whole.label_loss(meta))
         self._optimizer.step()
+
+    def _meta_batch(self) -> Batch:
+        seed = derived_seed("meta", self._seed, self._step)
+        (meta,) = self._meta.fixed_batches(1, self._settings.meta_batch_size, seed)
+        return meta
+
+    def _forget(self) -> None:
+        self._before, self._has_learned = None, False
+        self._weighed_now.clear()
 
     def _scales(self) -> Tensor:
         """λ [terms]: configured weight over normaliser."""
@@ -157,27 +234,18 @@ def _columns(found: SampleLosses, images: int) -> Tensor:
     return torch.stack([loss.expand(images) for loss in (*logit, *found.hints)], dim=1)
 
 
-@contextmanager
-def _looking_again(whole: HintedStudent) -> Iterator[Callable[[], None]]:
-    """Passes over one batch that must see the same: losses keep of it, at the end, what the first pass left.
+class _Before:
+    """The weight network and its optimizer before they learn."""
 
-    Gives what has torch's generators draw as in that pass again.
-    """
-    losses = [term.loss for term in whole.hint_terms]
-    device = whole.normalisers.device
-    state = torch.get_rng_state()
-    on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer, self._new = optimizer, not optimizer.state
+        moments = [value for state in optimizer.state.values() for value in state.values()]
+        self._tensors = [*network.parameters(), *moments]
+        self._copies = [tensor.detach().clone() for tensor in self._tensors]
 
-    def same_draws() -> None:
-        torch.set_rng_state(state)
-        if on_device is not None:
-            torch.cuda.set_rng_state(on_device, device)
-
-    for loss in losses:
-        loss.remembers = False
-    try:
-        yield same_draws
-    finally:
-        for loss in losses:
-            loss.remembers = True
-            loss.catch_up()
+    @torch.no_grad()
+    def restore(self) -> None:
+        for tensor, copy in zip(self._tensors, self._copies, strict=True):
+            tensor.copy_(copy)
+        if self._new:
+            self._optimizer.state.clear()

@@ -1,6 +1,6 @@
 """The trainable whole, student and hint adapters, and the terms of its loss."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -15,6 +15,7 @@ from .hint_configuration import HintConfiguration
 from .hint_terms import HintTerm, make_hint_terms
 from .loss_names import find_logit_loss
 from .losses import Samples
+from .parts import Part
 from .teacher_pass import TeacherOutputs
 
 SMALLEST_NORMALISER = 1e-8
@@ -33,6 +34,12 @@ class LossTerms:
     classification: Tensor
     logit: Tensor
     hints: Tensor
+
+    def counted(self, part: Part) -> "LossTerms":
+        """What they add to the means of the whole batch that the part is of."""
+        if part.is_whole:
+            return self
+        return LossTerms(part.labels * self.classification, part.images * self.logit, part.images * self.hints)
 
 
 @dataclass(frozen=True)
@@ -132,6 +139,16 @@ class HintedStudent(nn.Module):
         return self._hint_weights / self.normalisers
 
     @property
+    def class_weights(self) -> Tensor | None:
+        """Of each class's images [classes]; None: all count the same."""
+        return self._class_weights
+
+    @property
+    def kept_buffers(self) -> list[Tensor]:
+        """Those of the hint losses that no pass writes to while they do not remember."""
+        return [term.loss.get_buffer(name) for term in self.hint_terms for name in term.loss.kept]
+
+    @property
     def draws(self) -> bool:
         """Whether a hint loss reads torch's global generator."""
         return any(term.loss.draws for term in self.hint_terms)
@@ -198,7 +215,12 @@ class HintedStudent(nn.Module):
         return self.hints.classification_weight * terms.classification + self.hints.logit_weight * terms.logit + hint
 
     @torch.no_grad()
-    def set_normalisers(self, batches: Sequence[Batch], taught: Sequence[TeacherOutputs]) -> None:
+    def set_normalisers(
+        self,
+        batches: Sequence[Batch],
+        taught: Iterable[TeacherOutputs],
+        hints_of: Callable[[Batch, TeacherOutputs], Tensor] | None = None,
+    ) -> None:
         """Sets each hint term's normaliser to its mean absolute value over `batches`, the student as it is now.
 
         If the configuration normalises; else they stay 1.
@@ -208,6 +230,7 @@ class HintedStudent(nn.Module):
         Args:
             batches: what is averaged over.
             taught: what the teacher says of each.
+            hints_of: computes the raw hint losses [terms] of a batch; None: as `terms` does.
 
         Raises:
             InputError: a term is below 1e-8, so that no weight could give it a meaning.
@@ -217,7 +240,8 @@ class HintedStudent(nn.Module):
         buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
         was_training = self.training
         self.train()
-        values = torch.stack([self.terms(*pair).hints.abs() for pair in zip(batches, taught, strict=True)]).mean(dim=0)
+        hints_of = hints_of or (lambda batch, taught: self.terms(batch, taught).hints)
+        values = torch.stack([hints_of(*pair).abs() for pair in zip(batches, taught, strict=True)]).mean(dim=0)
         self.train(was_training)
         for name, buffer in self.named_buffers():
             buffer.copy_(buffers[name])
@@ -236,6 +260,12 @@ class HintedStudent(nn.Module):
         with execution.autocast():
             logits = self.student(images).float()
             return logits, dict(zip(self._taps.paths, self._taps.take(), strict=True))
+
+    def forget(self) -> None:
+        """Holds nothing of a pass that failed in the middle, and lets no hint loss keep anything of it."""
+        self._taps.forget()
+        for term in self.hint_terms:
+            term.loss.forget()
 
     def close(self) -> None:
         """Takes the taps off the student."""

@@ -3,7 +3,7 @@
 After Shu et al. 2019, arXiv 1902.07379 (Meta-Weight-Net), on hints as in Liu et al. 2023, arXiv 2211.17059 (HKD).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,20 @@ class WeightedLosses:
     def total(self, weights: Tensor) -> Tensor:
         """The loss, scalar; weights [B, hints], of which no gradient is wanted."""
         return self.rest + (self.scales * weights.detach() * self.hints).sum() / len(self.hints)
+
+
+@dataclass(frozen=True)
+class MetaPart:
+    """A part of a batch, for a meta step that computes one part after the other.
+
+    Attributes:
+        look: by a pass, what the part adds to the loss of the batch, and its weights w [b, hints] as the weight network
+            gives them, with the graph to φ. The graph of the pass is used up before the next part is looked at.
+        hints_again: ℓ [b, hints] of the part by another pass.
+    """
+
+    look: Callable[[], tuple[WeightedLosses, Tensor]]
+    hints_again: Callable[[], Tensor]
 
 
 class MetaStep:
@@ -73,23 +87,60 @@ class MetaStep:
             The meta loss after the virtual step, scalar.
         """
         slope = self._gradient(losses.total(weights), dict(self._trained()), keep=True)
-        value, meta_slope = self._meta_slope(slope, lr, meta_loss)
-        agreement = self._derivative(hints_again, meta_slope)
-        gradient = losses.scales * agreement * (-lr / len(agreement))
-        torch.autograd.backward(weights, gradient.to(weights.dtype))
+        value, meta_slope = self._meta_slope(slope, lr, [meta_loss])
+        self._learn(weights, losses.scales, lr, hints_again, meta_slope)
         return value
 
+    def by_parts(self, parts: Sequence[MetaPart], lr: float, meta_losses: Sequence[Callable[[], Tensor]]) -> Tensor:
+        """The same of a batch whose graph is too large to be kept: each part is passed over once more.
+
+        Args:
+            parts: of the batch.
+            lr: η, of the student's step.
+            meta_losses: what each part of the meta batch adds to its loss, scalar, by a pass.
+
+        Returns:
+            The meta loss after the virtual step, scalar.
+        """
+        slope: dict[str, Tensor] = {}
+        looked: list[tuple[Tensor, Tensor]] = []
+        for part in parts:
+            losses, weights = part.look()
+            _add(slope, self._gradient(losses.total(weights), dict(self._trained())))
+            looked.append((weights, losses.scales))
+        value, meta_slope = self._meta_slope(slope, lr, meta_losses)
+        for part, (weights, scales) in zip(parts, looked, strict=True):
+            self._learn(weights, scales, lr, part.hints_again, meta_slope)
+        return value
+
+    def _learn(
+        self,
+        weights: Tensor,
+        scales: Tensor,
+        lr: float,
+        hints_again: Callable[[], Tensor],
+        meta_slope: Mapping[str, Tensor],
+    ) -> None:
+        agreement = self._derivative(hints_again, meta_slope)
+        gradient = scales * agreement * (-lr / len(agreement))
+        torch.autograd.backward(weights, gradient.to(weights.dtype))
+
     def _meta_slope(
-        self, slope: Mapping[str, Tensor], lr: float, meta_loss: Callable[[], Tensor]
+        self, slope: Mapping[str, Tensor], lr: float, meta_losses: Sequence[Callable[[], Tensor]]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The meta loss and its gradient at θ̂, by the name of the parameter; those it does not reach are left out."""
         virtual = {
             name: (parameter.detach() - lr * slope[name] if name in slope else parameter.detach()).requires_grad_()
             for name, parameter in self._trained()
         }
-        with torch.enable_grad():
-            loss = with_parameters(self._module, virtual, meta_loss)
-        return loss.detach(), self._gradient(loss, virtual)
+        values: list[Tensor] = []
+        meta_slope: dict[str, Tensor] = {}
+        for meta_loss in meta_losses:
+            with torch.enable_grad():
+                loss = with_parameters(self._module, virtual, meta_loss)
+            values.append(loss.detach())
+            _add(meta_slope, self._gradient(loss, virtual))
+        return values[0] if len(values) == 1 else torch.stack(values).sum(), meta_slope
 
     def _trained(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, parameter) for name, parameter in self._module.named_parameters() if parameter.requires_grad]
@@ -99,3 +150,9 @@ class MetaStep:
         """Of the parameters that the loss depends on, by their names."""
         found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=keep, allow_unused=True)
         return {name: slope for name, slope in zip(parameters, found, strict=True) if slope is not None}
+
+
+def _add(sums: dict[str, Tensor], slopes: Mapping[str, Tensor]) -> None:
+    """Adds what another part has; a parameter that only some parts depend on has no slope in the others."""
+    for name, slope in slopes.items():
+        sums[name] = sums[name] + slope if name in sums else slope

@@ -22,17 +22,20 @@ def make_optimizer(recipe: Recipe, parameters: Iterable[Tensor]) -> torch.optim.
     )
 
 
-def descend(optimizer: torch.optim.Optimizer, module: nn.Module, loss: Tensor, clip_norm: float | None) -> None:
-    """One step down a loss.
+def descend(
+    optimizer: torch.optim.Optimizer, module: nn.Module, losses: Iterable[Tensor], clip_norm: float | None
+) -> None:
+    """One step down a sum of losses.
 
     Args:
         optimizer: of the module's parameters, or some of them.
-        module: whose gradients are those of this loss alone afterwards.
-        loss: scalar.
+        module: whose gradients are those of this sum alone afterwards.
+        losses: scalars; each is asked for when the graph of the one before is used up.
         clip_norm: the largest norm of all gradients together; larger ones are scaled down. None: no limit.
     """
     module.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
+    for loss in losses:
+        torch.autograd.backward(loss)
     if clip_norm is not None:
         nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
     optimizer.step()

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,14 @@ from torch import Tensor, nn
 
 from ..models.errors import InputError, nearest
 from ..models.penultimate import evaluating
-from .batches import Batches
+from .batches import Batch, Batches
+from .device_memory import Halving
 from .execution import Execution
 
 DISTANCES = ("cosine", "l2")
+
+# Bytes that a ranking may take.
+RANKING_MEMORY = 2**30
 
 # The halves of an int64 as it lies in memory.
 _LOW, _HIGH = (0, 1) if sys.byteorder == "little" else (1, 0)
@@ -53,7 +58,7 @@ def retrieval_scores(
     query_labels: Tensor,
     distance: str,
     at: tuple[int, ...] = (100,),
-    memory: int = 2**30,
+    memory: int = RANKING_MEMORY,
 ) -> RetrievalScores:
     """Ranks the whole database for each query; an item of the query's class is relevant.
 
@@ -88,7 +93,12 @@ def retrieval_scores(
 
 
 def embeddings(
-    model: nn.Module, classifier: str, data: Batches, batch_size: int, execution: Execution
+    model: nn.Module,
+    classifier: str,
+    data: Batches,
+    batch_size: int,
+    execution: Execution,
+    halving: Halving | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What a network's classifier takes of each image, in eval mode; each module's own mode is restored.
 
@@ -98,6 +108,7 @@ def embeddings(
         data: the images, read in order and without augmentation.
         batch_size: images a forward pass.
         execution: how the network runs.
+        halving: whether batches are computed in halves; None: only if this runs out of memory.
 
     Returns:
         Features float32 [N, D] and labels int64 [N], on the device of the data.
@@ -105,6 +116,7 @@ def embeddings(
     Raises:
         InputError: a classifier that takes no feature of each image, or does not run.
     """
+    halving = halving or Halving("the ranking's pass", data.device)
     taken: list[Tensor] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -112,23 +124,28 @@ def embeddings(
         # Of a module that runs several times, the last.
         taken[:] = [_vectors(given, channels_second=isinstance(module, nn.Conv2d))]
 
+    def vectors(batch: Batch) -> Tensor:
+        taken.clear()
+        with torch.inference_mode(), execution.autocast():
+            model(batch.images)
+        size = len(batch.labels)
+        if not taken or len(taken[0]) != size:
+            raise InputError(
+                f"the classifier {classifier!r} is given {len(taken[0]) if taken else 'no'} features for {size} "
+                "images; let it run once for all of them"
+            )
+        return taken.pop()
+
     features, labels, count = torch.empty(0), torch.empty(0, dtype=torch.int64), 0
     with evaluating(model), model.get_submodule(classifier).register_forward_pre_hook(note, with_kwargs=True):
         for batch in data.in_order(batch_size):
-            with torch.inference_mode(), execution.autocast():
-                model(batch.images)
-            size = len(batch.labels)
-            if not taken or len(taken[0]) != size:
-                raise InputError(
-                    f"the classifier {classifier!r} is given {len(taken[0]) if taken else 'no'} features for {size} "
-                    "images; let it run once for all of them"
-                )
-            if not count:
-                features = torch.empty(len(data), taken[0].shape[1], device=data.device)
-                labels = torch.empty(len(data), dtype=torch.int64, device=data.device)
-            features[count : count + size] = taken.pop()
-            labels[count : count + size] = batch.labels
-            count += size
+            for found in halving.each(batch, vectors):
+                if not count:
+                    features = torch.empty(len(data), found.shape[1], device=data.device)
+                    labels = torch.empty(len(data), dtype=torch.int64, device=data.device)
+                features[count : count + len(found)] = found
+                count += len(found)
+            labels[count - len(batch.labels) : count] = batch.labels
     # Fewer than the data's length where images could not be read.
     return features[:count], labels[:count]
 
@@ -141,6 +158,7 @@ def retrieval(
     batch_size: int,
     execution: Execution,
     at: tuple[int, ...] = (100,),
+    halving: Halving | None = None,
 ) -> dict[str, float]:
     """How well a network's penultimate features find images of the same class, by both distances.
 
@@ -152,6 +170,7 @@ def retrieval(
         batch_size: images a forward pass.
         execution: how the network runs.
         at: each k of the precisions.
+        halving: whether batches are computed in halves; None: only if this runs out of memory.
 
     Returns:
         `map_cosine`, `map_l2`, `map11_cosine`, `map11_l2` (interpolated), and for each k such as `precision_at_100_l2`;
@@ -160,11 +179,17 @@ def retrieval(
     Raises:
         InputError: as `embeddings` and `retrieval_scores`.
     """
-    ranked = embeddings(model, classifier, database, batch_size, execution)
-    asked = embeddings(model, classifier, queries, batch_size, execution)
+    ranked = embeddings(model, classifier, database, batch_size, execution, halving)
+    asked = embeddings(model, classifier, queries, batch_size, execution, halving)
+    # Of its memory, not of a batch.
+    ranking = Halving("the ranking", database.device)
+
+    def scored(distance: str) -> RetrievalScores:
+        return retrieval_scores(*ranked, *asked, distance, at, RANKING_MEMORY // ranking.parts)
+
     found: dict[str, float] = {}
     for distance in DISTANCES:
-        scores = retrieval_scores(*ranked, *asked, distance, at)
+        scores = ranking.run(len(asked[0]), partial(scored, distance))
         found[f"map_{distance}"] = scores.mean_average_precision
         found[f"map11_{distance}"] = scores.interpolated
         found |= {f"precision_at_{k}_{distance}": share for k, share in scores.precision.items()}

@@ -1,6 +1,7 @@
 """One student in training: its loss, its optimizer, the moving average of its weights."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,14 +10,17 @@ from torch import Tensor, nn
 from ..models.weights import apply_weights
 from ..models.zoo import ModelSpec, build_model
 from .batches import Batch
+from .device_memory import Halving
 from .execution import Execution
 from .hint_configuration import HintConfiguration
 from .hint_weighting import HintWeighting
-from .hinted_student import HintedStudent, Labelling
+from .hinted_student import HintedStudent, Labelling, LossTerms
 from .loss_names import find_hint_loss
 from .moving_average import MovingAverage
 from .optimizers import descend, make_optimizer
+from .parts import Part
 from .recipe import Recipe
+from .repeatable_step import RepeatableStep
 from .teacher_pass import TeacherOutputs
 
 # Columns of what a step returns.
@@ -25,6 +29,13 @@ TERMS = ("train_loss", "loss_classification", "loss_logit", "loss_hint")
 
 class StudentTraining:
     """Everything of one student that a step changes.
+
+    A batch that runs out of device memory, and from then on every batch, is computed as two halves whose gradients are
+    added up for one step of the optimizer. That is the gradient of the whole batch, but for what couples its images:
+    batch norm uses the statistics of a half, and losses that compare images with each other compare those of a half.
+
+    Attributes:
+        halving: whether it is so; the warm-up's batches, too.
 
     Args:
         spec: the network, freshly initialised from `init_seed` or from `weights`.
@@ -58,6 +69,8 @@ class StudentTraining:
         labels: Tensor,
     ) -> None:
         self.init_seed = init_seed
+        # Batch norm in training needs two images a half.
+        self.halving = Halving("the training", execution.place, fewest=2)
         with torch.random.fork_rng():
             # The student first: its initial weights are then the same whatever adapters follow.
             torch.manual_seed(init_seed)
@@ -72,6 +85,7 @@ class StudentTraining:
         self.whole = whole.to(execution.place).to(memory_format=torch.channels_last)
         if self._average is not None:
             self._average.network.to(execution.place).to(memory_format=torch.channels_last)
+        self._repeatable = RepeatableStep(self.whole, self.halving)
         self._weighting: HintWeighting | None = None
         self._clip_norm = recipe.clip_norm
         self._optimizer = make_optimizer(recipe, self.whole.parameters())
@@ -104,8 +118,9 @@ class StudentTraining:
             self._weighting.begin_epoch(epoch)
 
     def epoch_metrics(self) -> dict[str, float]:
-        """What the last epoch has to tell beside the terms."""
-        return {} if self._weighting is None else self._weighting.metrics()
+        """What the last epoch has to tell beside the terms; `accumulation_steps` if batches are in halves."""
+        halved = {"accumulation_steps": float(self.halving.parts)} if self.halving.halved else {}
+        return halved if self._weighting is None else halved | self._weighting.metrics()
 
     def adapter_metrics(self) -> dict[str, float]:
         """`adapter_parameters`, how many values hint losses train beside the student; empty without hint terms."""
@@ -126,18 +141,53 @@ class StudentTraining:
         """
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        if self._weighting is None:
-            terms = self.whole.terms(batch, taught)
-            total = self.whole.total(terms)
-        else:
-            assert taught is not None
-            total, losses = self._weighting.loss(batch, taught, lr)
-            terms = self.whole.means(losses, batch.labels)
-        descend(self._optimizer, self.whole, total, self._clip_norm)
+        undo = None if self._weighting is None else self._weighting.undo
+        figures = self._repeatable.run(batch, taught, partial(self._descend, lr), self._optimizer, undo)
+        # From here on the step is taken, and cannot be repeated.
         if self._average is not None:
             self._average.follow(self.whole.student)
-        hint = (terms.hints / self.whole.normalisers).sum()
-        return torch.stack([total, terms.classification, terms.logit, hint]).detach()
+        self._repeatable.keep()
+        if self._weighting is not None:
+            self._weighting.keep()
+        return figures
+
+    def set_normalisers(self, batches: Sequence[Batch], taught: Iterable[TeacherOutputs]) -> None:
+        """Sets the normalisers of the hint terms; see `HintedStudent.set_normalisers`."""
+
+        def hints_of(batch: Batch, taught: TeacherOutputs) -> Tensor:
+            found = self._repeatable.run(batch, taught, self._hints)
+            self._repeatable.keep()
+            return found
+
+        self.whole.set_normalisers(batches, taught, hints_of)
+
+    def _descend(self, lr: float, parts: list[Part]) -> Tensor:
+        """One step of the optimizer; the figures of `step`."""
+        figures: list[Tensor] = []
+
+        def losses() -> Iterator[Tensor]:
+            for part in parts:
+                total, terms = self._loss(part, lr)
+                hint = (terms.hints / self.whole.normalisers).sum()
+                figures.append(torch.stack([total, terms.classification, terms.logit, hint]).detach())
+                yield total
+
+        if self._weighting is not None and self.halving.halved:
+            self._weighting.learn(parts, lr, self._repeatable.parts)
+        descend(self._optimizer, self.whole, losses(), self._clip_norm)
+        return figures[0] if len(figures) == 1 else torch.stack(figures).sum(dim=0)
+
+    def _loss(self, part: Part, lr: float) -> tuple[Tensor, LossTerms]:
+        """What a part adds to the loss of the batch, and to its terms."""
+        if self._weighting is None:
+            terms = self.whole.terms(part.batch, part.taught).counted(part)
+            return self.whole.total(terms), terms
+        total, losses = self._weighting.loss(part, lr)
+        return total, self.whole.means(losses, part.batch.labels).counted(part)
+
+    def _hints(self, parts: list[Part]) -> Tensor:
+        found = [self.whole.terms(part.batch, part.taught).counted(part).hints for part in parts]
+        return found[0] if len(found) == 1 else torch.stack(found).sum(dim=0)
 
     def state_dict(self) -> dict[str, Any]:
         """All that changes while training."""
@@ -148,12 +198,14 @@ class StudentTraining:
             "optimizer": self._optimizer.state_dict(),
             "average": average,
             "weighting": weighting,
+            "halved": self.halving.halved,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self.whole.load_state_dict(state["whole"])
         self._optimizer.load_state_dict(state["optimizer"])
+        self.halving.halved = state["halved"]
         if self._average is not None:
             self._average.network.load_state_dict(state["average"])
         if self._weighting is not None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..models.folding import folded, frozen, twin
 from ..models.taps import LayerTaps, module_path
+from .device_memory import Halving
 from .execution import Execution
 
 # Under autocast these take bf16 whatever their weights are; others may need what they were made for.
@@ -30,6 +31,11 @@ class TeacherOutputs:
     logits: Tensor | None
     features: Mapping[str, Tensor]
 
+    def part(self, start: int, stop: int) -> "TeacherOutputs":
+        """Of the images from `start` to before `stop`."""
+        logits = None if self.logits is None else self.logits[start:stop]
+        return TeacherOutputs(logits, {path: feature[start:stop] for path, feature in self.features.items()})
+
 
 class TeacherPass:
     """Runs a copy of the teacher: in eval and inference mode, folded, no further than its last layer that is read.
@@ -43,6 +49,7 @@ class TeacherPass:
         image_shape: (channels, height, width) of one image as the teacher takes it.
         execution: where and how it runs.
         threads: how many threads may run it at once.
+        halving: whether batches are computed in halves; None: only if this pass runs out of memory.
 
     Raises:
         InputError: a layer that the teacher does not have; a layer that does not run or gives no feature map, where
@@ -57,7 +64,9 @@ class TeacherPass:
         image_shape: tuple[int, int, int],
         execution: Execution,
         threads: int = 1,
+        halving: Halving | None = None,
     ) -> None:
+        self._halving = halving or Halving("the teacher", execution.place)
         layers = tuple(dict.fromkeys(layers))
         network = folded(teacher, image_shape, layers) if execution.fold_teacher else frozen(teacher)
         network = network.to(execution.place).to(memory_format=torch.channels_last)
@@ -71,9 +80,15 @@ class TeacherPass:
         """Images [B, C, H, W] → what is read."""
         runner = self._idle.get()
         try:
-            return runner.run(images)
+            return self._halving.run(len(images), lambda: self._by_parts(runner, images), runner.forget)
         finally:
             self._idle.put(runner)
+
+    def _by_parts(self, runner: "_Runner", images: Tensor) -> TeacherOutputs:
+        bounds = self._halving.bounds(len(images))
+        if len(bounds) == 1:
+            return runner.run(images)
+        return _joined([runner.run(images[start:stop]) for start, stop in bounds])
 
 
 class _Runner:
@@ -104,6 +119,17 @@ class _Runner:
             # What compiled code gives, taps in it included, is of inference mode, or a CUDA graph's, for its next run.
             features = {path: _kept(path, feature) for path, feature in features.items()}
         return TeacherOutputs(_kept("logits", logits) if self._stop is None else None, features)
+
+    def forget(self) -> None:
+        """Holds nothing of a pass that failed."""
+        self._taps.forget()
+
+
+def _joined(parts: Sequence[TeacherOutputs]) -> TeacherOutputs:
+    """One after the other, as of one batch."""
+    logits = [part.logits for part in parts if part.logits is not None]
+    features = {path: torch.cat([part.features[path] for part in parts]) for path in parts[0].features}
+    return TeacherOutputs(torch.cat(logits) if logits else None, features)
 
 
 def _kept(_path: str, output: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import pickle
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from ..models.preprocessing import Preprocessing
 from ..models.zoo import ModelSpec, build_model
 from .batches import Batches
 from .data import DataSplits
+from .device_memory import Halving, memory_errors_told
 from .evaluation import evaluate
 from .execution import Execution
 from .group_warmup import WarmupSetting, warm_up
@@ -31,10 +32,12 @@ from .seeding import derived_seed
 from .side_by_side import at_once
 from .stepping import MAIN, Given, NonFiniteLossError, Stepping, own_generators, seed_layers
 from .student_training import TERMS, StudentTraining
-from .teacher_pass import TeacherPass
+from .teacher_pass import TeacherOutputs, TeacherPass
 
 NORMALISER_BATCHES = 8
-CHECKPOINT_VERSION = 3
+CHECKPOINT_VERSION = 4
+# Without gradients, by their names in a checkpoint and in an error.
+PASSES = {"teacher": "the teacher", "validation": "the validation", "rankings": "the rankings"}
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,10 @@ class EpochResult:
             `loss_logit`, `loss_hint` (normalised, summed over the terms, without weight), `lr` at the epoch's start,
             `images_per_second`; at a rung's end `val_map_cosine` and the like if rankings are wanted; in epoch 1 after
             a warm-up `warmup_seconds` and, of each layer's last epoch by depth, `warmup_loss_1`, ...; in epoch 1 also
-            `adapter_parameters`, the number of values that hint losses train beside the student, if they do.
+            `adapter_parameters`, the number of values that hint losses train beside the student, if they do. Once the
+            device's memory has run out: `accumulation_steps`, 2 if a step adds up the gradients of two halves of its
+            batch, and `halved_passes`, how many of teacher, validation and rankings, whose results it changes by
+            rounding alone, take half as many images at a time.
     """
 
     epoch: int
@@ -98,6 +104,8 @@ class GroupTrainer:
 
     Each student is trained exactly as it would be alone with the same data_seed; to rounding only, if the hint point
     of another lies between a convolution and its batch norm, for these two are then folded for none.
+
+    A student that runs out of device memory goes on in halves, see `StudentTraining`; the others go on as they were.
 
     Args:
         student: the network that each of them is.
@@ -119,6 +127,7 @@ class GroupTrainer:
         InputError: a hint configuration that does not fit the two networks, weights that do not fit.
     """
 
+    @memory_errors_told("the start of the training")
     def __init__(
         self,
         student: ModelSpec,
@@ -139,6 +148,7 @@ class GroupTrainer:
         self._recipe, self._data_seed = recipe, data_seed
         self._execution = execution or Execution()
         device = self._execution.place
+        self._passes = {name: Halving(f"the pass of {of}", device) for name, of in PASSES.items()}
         self._at_once = 1
         if device.type == "cpu" and min(side_by_side, len(students)) > 1:
             drawing = _draws_random_numbers(student, student.input_shape(splits.image_shape))
@@ -184,7 +194,9 @@ class GroupTrainer:
             logits = any(one.hints.logit_weight > 0 for one in students)
             # A warm-up has a pass of its own, so the main stage may read nothing.
             if network is not None and (layers or logits):
-                self._teacher = TeacherPass(network, layers, logits, taught_shape, self._execution, self._at_once)
+                self._teacher = TeacherPass(
+                    network, layers, logits, taught_shape, self._execution, self._at_once, self._passes["teacher"]
+                )
             self._set_normalisers()
             self._weigh(splits, ours)
             # A warm-up has taps of its own on the student, so that one waits for its end.
@@ -213,15 +225,18 @@ class GroupTrainer:
 
         Raises:
             NonFiniteLossError: at the end of the first epoch with a step whose loss is not finite.
+            OutOfDeviceMemoryError: the device's memory ran out where a batch was in halves already, or where nothing
+                can be halved.
         """
         try:
-            if self.epoch == 0:
-                self._warm_up()
-            for training in self._trainings:
-                if training.whole.hints.curriculum:
-                    training.compile()
-            while self.epoch < self.rungs[-1]:
-                yield self._run_epoch()
+            with memory_errors_told("the training"):
+                if self.epoch == 0:
+                    self._warm_up()
+                for training in self._trainings:
+                    if training.whole.hints.curriculum:
+                        training.compile()
+                while self.epoch < self.rungs[-1]:
+                    yield self._run_epoch()
         finally:
             self.close()
 
@@ -231,6 +246,7 @@ class GroupTrainer:
             "version": CHECKPOINT_VERSION,
             "epoch": self.epoch,
             "students": [training.state_dict() for training in self._trainings],
+            "halved": {name: halving.halved for name, halving in self._passes.items()},
         }
         with replacing(path) as temporary:
             torch.save(content, temporary)
@@ -242,7 +258,8 @@ class GroupTrainer:
             InputError: the file is damaged, of another version, or of another number of students.
         """
         try:
-            content: dict[str, Any] = torch.load(path, map_location=self._execution.place, weights_only=True)
+            # On the CPU: what is loaded is copied, and a device might have no room for it twice.
+            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             version = content["version"]
         except (OSError, RuntimeError, EOFError, LookupError, TypeError, pickle.UnpicklingError) as error:
             raise InputError(
@@ -259,6 +276,8 @@ class GroupTrainer:
             )
         for training, state in zip(self._trainings, content["students"], strict=True):
             training.load_state_dict(state)
+        for name, halving in self._passes.items():
+            halving.halved = content["halved"][name]
         self.epoch = content["epoch"]
 
     def close(self) -> None:
@@ -287,11 +306,14 @@ class GroupTrainer:
 
     def _set_normalisers(self) -> None:
         batches = self._train.fixed_batches(NORMALISER_BATCHES, self._recipe.batch_size, self._data_seed)
-        taught = [self._teacher(batch.teacher_images) for batch in batches] if self._teacher else []
+        taught: Iterable[TeacherOutputs] = (self._teacher(batch.teacher_images) for batch in batches if self._teacher)
+        if len(self._trainings) > 1:
+            # Else it is not kept: of eight batches it may take more memory than a step.
+            taught = list(taught)
         for training in self._trainings:
             with own_generators(self._execution.place):
                 seed_layers(self._execution.place, "normalisers", self._data_seed, training.init_seed)
-                training.whole.set_normalisers(batches, taught)
+                training.set_normalisers(batches, taught)
 
     def _run_epoch(self) -> tuple[EpochResult, ...]:
         epoch = self.epoch + 1
@@ -312,8 +334,9 @@ class GroupTrainer:
         )
 
     def _own_metrics(self, number: int, epoch: int) -> dict[str, float]:
-        """What only some students have in some epochs: figures of the warm-up, of weights, of rankings."""
-        training, metrics = self._trainings[number], self._trainings[number].epoch_metrics()
+        """What only some students have in some epochs: figures of the warm-up, of weights, of rankings, of memory."""
+        training = self._trainings[number]
+        metrics = training.epoch_metrics()
         if epoch == 1:
             metrics |= self._warmed_up[number] | training.adapter_metrics()
         if self._classifier is not None and epoch in self.rungs:
@@ -324,9 +347,11 @@ class GroupTrainer:
                 self._validation,
                 self._recipe.batch_size * 4,
                 self._execution,
+                halving=self._passes["rankings"],
             )
             metrics |= {f"val_{name}": value for name, value in found.items()}
-        return metrics
+        halved = sum(halving.halved for halving in self._passes.values())
+        return metrics | {"halved_passes": float(halved)} if halved else metrics
 
     def _warm_up(self) -> None:
         if self._network is not None and any(training.whole.hints.curriculum for training in self._trainings):
@@ -338,6 +363,7 @@ class GroupTrainer:
                 self._execution,
                 self._labels,
                 self._at_once,
+                self._passes["teacher"],
             )
             self._warmed_up = warm_up(self._trainings, setting, self._stepping)
 
@@ -375,7 +401,13 @@ class GroupTrainer:
         """The validation figures of each student."""
 
         def validate(network: nn.Module) -> dict[str, float]:
-            found = evaluate(network, self._validation, self._recipe.batch_size * 4, self._execution)
+            found = evaluate(
+                network,
+                self._validation,
+                self._recipe.batch_size * 4,
+                self._execution,
+                halving=self._passes["validation"],
+            )
             return {f"val_{name}": value for name, value in found.items()}
 
         return at_once(validate, self.networks, self._at_once)

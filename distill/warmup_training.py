@@ -3,18 +3,23 @@
 InDistill, Sarridis et al. 2022, arXiv 2205.10003.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ..models.errors import InputError
 from .batches import Batch
+from .device_memory import Halving
 from .execution import Execution
 from .hint_configuration import HintConfiguration
 from .hinted_student import HintedStudent
 from .optimizers import descend, make_optimizer
+from .parts import Part
 from .recipe import Recipe
+from .repeatable_step import RepeatableStep
 from .teacher_pass import TeacherOutputs
 
 
@@ -34,6 +39,7 @@ class WarmupTraining:
         recipe: optimizer and regularisation.
         execution: where and how it runs.
         labels: int64 [N] of all training images.
+        halving: whether batches are computed in halves.
 
     Raises:
         InputError: layers that do not suit the warm-up's loss.
@@ -50,6 +56,7 @@ class WarmupTraining:
         recipe: Recipe,
         execution: Execution,
         labels: Tensor,
+        halving: Halving,
     ) -> None:
         self._lessons = hints.curriculum
         pairs = tuple(lesson.pair for lesson in self._lessons)
@@ -69,6 +76,7 @@ class WarmupTraining:
                 f"warmup.loss is {pairs[0].loss!r}, which is of all hint pairs together, but a warm-up learns one "
                 "after the other; choose another"
             )
+        self._repeatable = RepeatableStep(self._whole, halving)
         lr = hints.warmup.lr if hints.warmup else None
         self._recipe = recipe if lr is None else replace(recipe, lr=lr)
         self._optimizer: torch.optim.Optimizer | None = None
@@ -98,9 +106,23 @@ class WarmupTraining:
     def step(self, batch: Batch, taught: TeacherOutputs) -> Tensor:
         """One step of the optimizer; the loss before it, scalar on the device."""
         assert self._optimizer is not None
-        loss = self._whole.hint_loss(self._number, batch, taught)
-        descend(self._optimizer, self._whole, loss, self._recipe.clip_norm)
-        return loss.detach()
+        loss = self._repeatable.run(batch, taught, partial(self._descend, self._optimizer), self._optimizer)
+        self._repeatable.keep()
+        return loss
+
+    def _descend(self, optimizer: torch.optim.Optimizer, parts: list[Part]) -> Tensor:
+        values: list[Tensor] = []
+
+        def losses() -> Iterator[Tensor]:
+            for part in parts:
+                assert part.taught is not None
+                loss = self._whole.hint_loss(self._number, part.batch, part.taught)
+                loss = loss if part.is_whole else part.images * loss
+                values.append(loss.detach())
+                yield loss
+
+        descend(optimizer, self._whole, losses(), self._recipe.clip_norm)
+        return values[0] if len(values) == 1 else torch.stack(values).sum()
 
     def close(self) -> None:
         """Takes the taps off the student, and the gradients of the last step."""

@@ -117,9 +117,13 @@ class LayerTaps(Generic[T]):
                     "or the one after it"
                 )
         kept = [self._kept[path] for path in self.paths]
+        self.forget()
+        return kept
+
+    def forget(self) -> None:
+        """Holds nothing any more of a forward pass that failed in the middle."""
         self._kept.clear()
         self._versions.clear()
-        return kept
 
     def close(self) -> None:
         """Removes the taps and gives in-place activations back."""

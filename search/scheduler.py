@@ -98,6 +98,7 @@ def _is_ours(metric: str) -> bool:
         "warmup_seconds",
         "adapter_parameters",
         "accumulation_steps",
+        "halved_passes",
         STUDENT_PARAMETERS,
     )
     return metric in single or metric.startswith(("val_", "loss_", "normaliser_", "warmup_loss_", "hint_weight."))

@@ -166,8 +166,8 @@ def tune_config(suggested: Suggested, checkpoint: str | None) -> dict[str, Any]:
 def run_trial(config: dict[str, Any], context: TrialContext) -> None:
     """Trains one student and reports each epoch to Tune; the function trainable.
 
-    A loss that is not finite, or a configuration that the networks refuse, is reported as `failure`: it fails the
-    trial, not the search.
+    A loss that is not finite, a configuration that the networks refuse, or too little device memory even for halved
+    batches is reported as `failure`: it fails the trial, not the search.
     """
     keep_freed_memory()
     torch.set_num_threads(context.threads)

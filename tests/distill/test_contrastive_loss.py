@@ -148,6 +148,64 @@ def test_what_only_tries_changes_no_buffer_and_gives_the_same() -> None:
         trying.load_state_dict(remembering.state_dict())
 
 
+def look(loss: ContrastiveRepresentationDistillation, samples: Samples, seed: int) -> None:
+    """A pass over the images of these indices."""
+    student, teacher = (
+        torch.from_numpy(features((len(samples.labels), *shape), seed)) for shape in ((3, 2, 2), (5, 3, 3))
+    )
+    with same_draws():
+        loss(student, teacher, samples)
+
+
+def halves() -> tuple[Samples, Samples]:
+    indices = torch.arange(BATCH)
+    return Samples(indices[:2], LABELS[:2]), Samples(indices[2:], LABELS[2:BATCH])
+
+
+def test_each_batch_that_was_only_tried_is_caught_up_with() -> None:
+    trying, remembering = crd(), crd()
+    trying.remembers = False
+    for seed, part in enumerate(halves()):
+        look(trying, part, seed)
+        look(remembering, part, seed)
+    trying.catch_up()
+    for name in MEMORIES:
+        assert torch.equal(state(trying)[name], state(remembering)[name])
+
+
+def test_of_several_passes_over_a_batch_the_first_is_caught_up_with() -> None:
+    trying, once = crd(), crd()
+    trying.remembers = once.remembers = False
+    part, _ = halves()
+    for seed in (1, 2, 3):
+        look(trying, part, seed)
+    look(once, part, 1)
+    for loss in (trying, once):
+        loss.catch_up()
+        loss.catch_up()
+    assert all(torch.equal(values, state(once)[name]) for name, values in state(trying).items())
+
+
+def test_constants_are_those_of_the_first_batch_that_is_caught_up_with() -> None:
+    both, first = crd(), crd()
+    both.remembers = False
+    for seed, part in enumerate(halves()):
+        look(both, part, seed)
+    both.catch_up()
+    look(first, halves()[0], 0)
+    assert torch.equal(both.partitions, first.partitions)
+
+
+def test_what_is_forgotten_is_not_caught_up_with() -> None:
+    loss = crd()
+    loss.remembers = False
+    before = state(loss)
+    look(loss, halves()[0], 1)
+    loss.forget()
+    loss.catch_up()
+    assert all(torch.equal(values, before[name]) for name, values in state(loss).items())
+
+
 def gradients(loss: ContrastiveRepresentationDistillation) -> list[Tensor]:
     student = torch.from_numpy(STUDENT).requires_grad_()
     result = run(loss, [student], [torch.from_numpy(TEACHER)])

@@ -17,6 +17,7 @@ from hintsearch.distill.hint_weighting import HintWeighting
 from hintsearch.distill.hinted_student import HintedStudent
 from hintsearch.distill.losses import HINT_LOSSES, HintLoss, Samples
 from hintsearch.distill.meta_step import MetaStep, WeightedLosses
+from hintsearch.distill.parts import Part
 from hintsearch.distill.recipe import Recipe
 from hintsearch.distill.teacher_pass import TeacherPass
 from hintsearch.distill.trainer import GroupTrainer, Seeds, TaughtStudent, TeacherNetwork, Trainer
@@ -362,7 +363,8 @@ def test_loss_is_the_weighted_sum_by_hand(
         weighting._network.last.bias.copy_(torch.tensor([1.0, 2.0, 5.0]).log())
     weighting.begin_epoch(1)
     outputs = taught(batches[0].teacher_images)
-    total, losses = weighting.loss(batches[0], outputs, 0.1)
+    total, losses = weighting.loss(Part(batches[0], outputs), 0.1)
+    weighting.keep()
     assert losses.logit is not None
     expected = (
         0.7 * functional.cross_entropy(losses.logits, batches[0].labels)

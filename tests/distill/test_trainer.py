@@ -273,7 +273,7 @@ def test_damaged_checkpoint_is_an_error_naming_it(make_trainer: MakeTrainer, tmp
 
 def test_checkpoint_of_another_version_is_an_error(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     torch.save({"version": 1, "epoch": 3}, tmp_path / "checkpoint.pt")
-    with pytest.raises(InputError, match=r"checkpoint.pt has version 1, but must have 3; start the training anew"):
+    with pytest.raises(InputError, match=r"checkpoint.pt has version 1, but must have 4; start the training anew"):
         make_trainer().load_checkpoint(tmp_path / "checkpoint.pt")
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from hintsearch.distill.batches import Batch
+from hintsearch.distill.device_memory import Halving
 from hintsearch.distill.execution import Execution
 from hintsearch.distill.hint_configuration import HintConfiguration, HintPair
 from hintsearch.distill.recipe import Recipe
@@ -48,7 +49,10 @@ class Course:
         execution = execution or Execution()
         hints = HintConfiguration(pairs=pairs, warmup=warmup)
         self.student = student
-        self.training = WarmupTraining(student, hints, 5, teacher, IMAGE, IMAGE, recipe, execution, LABELS)
+        self.halving = Halving("the warm-up", execution.place, fewest=2)
+        self.training = WarmupTraining(
+            student, hints, 5, teacher, IMAGE, IMAGE, recipe, execution, LABELS, self.halving
+        )
         self._teacher = TeacherPass(teacher, self.training.teacher_layers, False, IMAGE, execution)
 
     def step(self, batch: Batch) -> float:

@@ -143,6 +143,14 @@ def test_taken_features_are_no_longer_held(small_network: nn.Sequential, images:
     assert str(caught.value) == "the layer 'conv' did not run in the forward pass; there is nothing to choose from"
 
 
+def test_forgotten_features_are_no_longer_held(small_network: nn.Sequential, images: Tensor) -> None:
+    with LayerTaps(small_network, ["conv"]) as taps:
+        small_network(images)
+        taps.forget()
+        with pytest.raises(InputError, match=r"the layer 'conv' did not run in the forward pass"):
+            taps.take()
+
+
 def test_layer_that_did_not_run_is_an_error_with_the_nearest_that_did(images: Tensor) -> None:
     network = HalfUsed()
     with LayerTaps(network, ["used.first", "used.final"]) as taps:

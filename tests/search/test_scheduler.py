@@ -297,6 +297,12 @@ def test_trial_fails_at_rankings_that_are_not_finite(
     )
 
 
+def test_what_is_in_halves_for_want_of_memory_is_journaled(scheduler: RungScheduler, log: SearchLog) -> None:
+    ours = {"val_accuracy": 0.5, "val_loss": 1.0, "accumulation_steps": 2.0, "halved_passes": 1.0}
+    scheduler.on_trial_result(*report(1, 1, **ours))
+    assert log.history.trials[1].reports[1].metrics == ours
+
+
 def test_metrics_of_rankings_warmup_and_weights_are_journaled(ranked: RungScheduler, log: SearchLog) -> None:
     ours = {"val_accuracy": 0.5, "val_loss": 1.0, "val_map_cosine": 0.6, "val_precision_at_100_l2": 0.2}
     ours |= {"warmup_seconds": 2.0, "warmup_loss_1": 0.3, "hint_weight.logit": 1.1, "hint_weight.at.layer1.0": 0.9}

@@ -1,0 +1,56 @@
+"""The parts in which a batch is computed: itself, or two halves whose losses add up to that of the batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .batches import Batch
+from .teacher_pass import TeacherOutputs
+
+
+@dataclass(frozen=True)
+class Part:
+    """A batch, or a part of one.
+
+    Attributes:
+        batch: images and labels.
+        taught: what the teacher says of them; None if nothing reads it.
+        images: their share of the whole batch's images, 0..1: what a mean over the images counts for.
+        labels: the share of their class weights, 0..1: what the cross-entropy, a weighted mean, counts for.
+    """
+
+    batch: Batch
+    taught: TeacherOutputs | None
+    images: float = 1.0
+    labels: Tensor | float = 1.0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is a batch, and nothing need be scaled."""
+        return self.images == 1.0
+
+
+def split(
+    batch: Batch, taught: TeacherOutputs | None, bounds: Sequence[tuple[int, int]], class_weights: Tensor | None
+) -> list[Part]:
+    """The parts of a batch.
+
+    Args:
+        batch: images and labels.
+        taught: what the teacher says of them.
+        bounds: where each part starts and stops.
+        class_weights: of each class's images [classes]; None: all count the same.
+    """
+    if len(bounds) == 1:
+        return [Part(batch, taught)]
+    weights = None if class_weights is None else class_weights[batch.labels]
+    return [
+        Part(
+            batch.part(start, stop),
+            None if taught is None else taught.part(start, stop),
+            (stop - start) / len(batch.labels),
+            (stop - start) / len(batch.labels) if weights is None else weights[start:stop].sum() / weights.sum(),
+        )
+        for start, stop in bounds
+    ]
