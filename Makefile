@@ -7,13 +7,17 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 CHECK := import sys; sys.version_info >= (3, 11) or sys.exit("hintsearch needs Python 3.11 or newer; %s is %d.%d" \
 	% ((sys.executable,) + tuple(sys.version_info[:2])))
 
-.PHONY: search test lint typecheck clean
+.PHONY: search test test-system lint typecheck clean
 
 search: .venv/.installed
 	@$(BIN)/hintsearch search
 
 test: .venv/.installed
 	@$(BIN)/python -m pytest
+
+# Kills searches in every way. A test mostly waits for processes to start: more of them run at once than there are cores.
+test-system: .venv/.installed
+	@$(BIN)/python -m pytest --numprocesses=4 tests/system
 
 lint: .venv/.installed
 	@$(BIN)/python -m ruff check .

@@ -138,7 +138,7 @@ def retrained(
 
 
 def _teachers(command_line: CommandLine) -> Path:
-    return Path(command_line._environment["HINTSEARCH_CACHE"]) / "teachers"
+    return Path(command_line.environment["HINTSEARCH_CACHE"]) / "teachers"
 
 
 def test_distill_reproduces_the_exported_figure_with_only_the_tracking_store(

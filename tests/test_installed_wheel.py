@@ -28,7 +28,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _origin(command_line: CommandLine, folder: Path, module: str) -> str:
     program = f"import importlib; print(importlib.import_module({module!r}).__file__)"
-    environment = command_line._environment
+    environment = command_line.environment
     asked = subprocess.run([sys.executable, "-c", program], cwd=folder, env=environment, capture_output=True, text=True)
     return asked.stdout.strip()
 

@@ -4,11 +4,12 @@ import contextlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,7 @@ TINY_STUDY = {
     },
     "recipe": {"lr": 0.1, "batch_size": 32, "crop_padding": 1, "flip": False},
     "controls": {"arms": ["no_distillation", "reversed"], "trials": 2},
+    "confirm": {"seeds": 0},
     "budget": {"trials": 3, "rungs": [3, 6], "reduction": 1.5, "checkpoint_seconds": 0},
     "resources": {"concurrent_trials": 1},
 }
@@ -50,49 +52,34 @@ class Ended:
         return json.loads(self.out)
 
 
-class CommandLine:
-    """Runs hintsearch as a process, and knows every process that descends from it.
+class Family:
+    """Starts processes, and knows every living one that descends from them, also those that outlive their parent.
 
     Args:
-        cache: folder of the cache.
-        console_script: whether by `hintsearch` instead of `python -m hintsearch`.
         environment: further variables.
     """
 
-    def __init__(self, cache: Path, console_script: bool = False, environment: dict[str, str] | None = None) -> None:
-        # Ray's own processes inherit it, also those that outlive their parent.
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        # Ray's own processes inherit it.
         self.mark = f"hintsearch-test-{uuid.uuid4()}"
-        script = Path(sys.executable).with_name("hintsearch")
-        self._command = [str(script)] if console_script else [sys.executable, "-m", "hintsearch"]
         unset = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "PYTHONPATH")
         inherited = {key: value for key, value in os.environ.items() if key not in unset}
-        self._environment = {
-            **inherited,
-            "HINTSEARCH_CACHE": str(cache),
-            "HINTSEARCH_TEST_MARK": self.mark,
-            **(environment or {}),
-        }
+        self.environment = {**inherited, "HINTSEARCH_TEST_MARK": self.mark, **(environment or {})}
 
-    def start(self, arguments: Sequence[str], folder: Path) -> subprocess.Popen[str]:
+    def spawn(self, command: Sequence[str], folder: Path) -> subprocess.Popen[str]:
         """Starts a process in a group of its own: a background process would ignore Ctrl-C (trap 36)."""
         return subprocess.Popen(
-            [*self._command, *arguments],
+            command,
             cwd=folder,
-            env=self._environment,
+            env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
 
-    def run(self, arguments: Sequence[str], folder: Path, timeout: float = 120) -> Ended:
-        """Runs it to its end."""
-        process = self.start(arguments, folder)
-        out, err = process.communicate(timeout=timeout)
-        return Ended(process.returncode, out, err)
-
     def processes(self, but: Sequence[str] = ()) -> list[int]:
-        """Living processes that were started by this command line; `but`: names that do not count."""
+        """Living processes of the family; `but`: names that do not count."""
         found = []
         for entry in Path("/proc").iterdir():
             try:
@@ -104,18 +91,59 @@ class CommandLine:
                 continue
         return found
 
-    def names(self) -> set[str]:
-        """First words of the command lines of its living processes."""
-        found = set()
+    def commands(self) -> dict[int, str]:
+        """Command lines of its living processes."""
+        found = {}
         for process in self.processes():
             with contextlib.suppress(OSError):
-                found.add(Path(f"/proc/{process}/cmdline").read_text().replace("\0", " ").split(" ")[0])
+                found[process] = Path(f"/proc/{process}/cmdline").read_text().replace("\0", " ").strip()
         return found
+
+    def names(self) -> set[str]:
+        """First words of the command lines of its living processes."""
+        return {command.split(" ")[0] for command in self.commands().values()}
+
+    def kill(self) -> None:
+        """SIGKILL to all of it, also to what is started meanwhile."""
+        while living := self.processes():
+            for process in living:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+            time.sleep(0.01)
 
     def wait_until_gone(self, seconds: float = 30, but: Sequence[str] = ()) -> list[int]:
         """What is still alive after waiting."""
         wait_for(lambda: not self.processes(but), seconds)
         return self.processes(but)
+
+
+class CommandLine(Family):
+    """Runs hintsearch as a process.
+
+    Args:
+        cache: folder of the cache.
+        console_script: whether by `hintsearch` instead of `python -m hintsearch`.
+        environment: further variables.
+    """
+
+    def __init__(self, cache: Path, console_script: bool = False, environment: Mapping[str, str] | None = None) -> None:
+        super().__init__({"HINTSEARCH_CACHE": str(cache), **(environment or {})})
+        script = Path(sys.executable).with_name("hintsearch")
+        self.command = [str(script)] if console_script else [sys.executable, "-m", "hintsearch"]
+
+    def start(self, arguments: Sequence[str], folder: Path) -> subprocess.Popen[str]:
+        """Starts it."""
+        return self.spawn([*self.command, *arguments], folder)
+
+    def run(self, arguments: Sequence[str], folder: Path, timeout: float = 120) -> Ended:
+        """Runs it to its end."""
+        return ended(self.start(arguments, folder), timeout)
+
+
+def ended(process: subprocess.Popen[str], timeout: float = 120) -> Ended:
+    """How a process ends."""
+    out, err = process.communicate(timeout=timeout)
+    return Ended(process.returncode, out, err)
 
 
 def call(arguments: Sequence[str], folder: Path, cache: Path) -> Ended:
@@ -129,16 +157,16 @@ def call(arguments: Sequence[str], folder: Path, cache: Path) -> Ended:
         patch.setenv("HINTSEARCH_CACHE", str(cache))
         for variable in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
             patch.delenv(variable, raising=False)
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as left:
             main()
-    return Ended(int(ended.value.code or 0), out.getvalue(), err.getvalue())
+    return Ended(int(left.value.code or 0), out.getvalue(), err.getvalue())
 
 
-def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
-    """Whether the condition came true in time."""
+def wait_for(condition: Callable[[], bool], seconds: float, every: float = 0.1) -> bool:
+    """Whether the condition came true in time; looked at `every` so many seconds."""
     deadline = time.monotonic() + seconds
     while not (met := condition()) and time.monotonic() < deadline:
-        time.sleep(0.1)
+        time.sleep(every)
     return met
 
 

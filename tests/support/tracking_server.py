@@ -1,0 +1,64 @@
+"""A real MLflow server that dies and comes back."""
+
+import socket
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from mlflow.tracking import MlflowClient
+from processes import Family, wait_for
+
+
+class TrackingServer:
+    """`mlflow server` on sqlite, on a free port of 127.0.0.1; it keeps its port and its store when it is started again.
+
+    Args:
+        folder: of the store and the artifacts.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        self.uri = f"http://{self.address}"
+        self._family = Family({"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"})
+
+    @property
+    def client(self) -> MlflowClient:
+        """On its store, whether it lives or not."""
+        return MlflowClient(f"sqlite:///{self._folder / 'server.db'}")
+
+    def start(self) -> None:
+        """Returns as soon as it answers.
+
+        Raises:
+            TimeoutError: it does not.
+        """
+        host, port = self.address.split(":")
+        options = {
+            "backend-store-uri": f"sqlite:///{self._folder / 'server.db'}",
+            "artifacts-destination": str(self._folder / "artifacts"),
+            "host": host,
+            "port": port,
+            # One process answers a search of one driver as well as the default four, and starts sooner.
+            "workers": "1",
+            # Trap 15: a name with and without its port.
+            "allowed-hosts": f"{host},{self.address}",
+        }
+        words = [word for name, value in options.items() for word in (f"--{name}", value)]
+        self._family.spawn([sys.executable, "-m", "mlflow", "server", *words], self._folder)
+        if not wait_for(self._answers, 90):
+            raise TimeoutError(f"the MLflow server at {self.uri} does not answer")
+
+    def kill(self) -> None:
+        """SIGKILL to all its processes."""
+        self._family.kill()
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=2) as reply:
+                return bool(reply.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
