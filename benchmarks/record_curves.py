@@ -59,8 +59,13 @@ def main() -> None:
 def search(folder: Path, trials: int) -> None:
     """Runs the search, or what is left of it."""
     begun = (folder / "results" / NAME / "journal.jsonl").exists()
-    budget = {"trials": trials, "startup_trials": trials, "reduction": JUST_ABOVE_ONE}
-    settings = [part for key, value in budget.items() for part in ("--set", f"budget.{key}={value}")]
+    keys = {
+        "budget.trials": trials,
+        "budget.startup_trials": trials,
+        "budget.reduction": JUST_ABOVE_ONE,
+        "confirm.seeds": 0,
+    }
+    settings = [part for key, value in keys.items() for part in ("--set", f"{key}={value}")]
     command = [sys.executable, "-m", "hintsearch", "search", STUDY, *settings, "--name", NAME]
     subprocess.run([*command, *(["--resume"] if begun else [])], cwd=folder, check=True)
 

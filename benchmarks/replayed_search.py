@@ -32,7 +32,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=Path, metavar="FILE", help="write there what the sampler took, as JSON")
     options = parser.parse_args()
     searched = options.trials - load_study("digits").control_trials
-    keys = {"budget.trials": searched, "resources.concurrent_trials": options.concurrent}
+    keys = {
+        "budget.trials": searched,
+        "confirm.seeds": 0,
+        "resources.concurrent_trials": options.concurrent,
+    }
     study = load_study("digits", [f"{key}={value}" for key, value in keys.items()])
     sampling = Stopwatch(runner.ArmSampler.suggest)
     # The only changes to the product, and the second one changes nothing but that it is timed.
@@ -78,13 +82,14 @@ def replaying(curves: Sequence[Reports]) -> Callable[[dict[str, Any], TrialConte
     def run_trial(config: dict[str, Any], context: TrialContext) -> None:
         torch.set_num_threads(context.threads)
         for epoch, metrics in enumerate(curves[config["number"] % len(curves)], start=1):
+            result = {"epoch": epoch, "epoch_seconds": 0.0, **metrics}
             if epoch not in context.rungs[:-1]:
-                tune.report({"epoch": epoch, **metrics})
+                tune.report(result)
                 continue
             # As a trial does at the end of a rung; the student's weights are the larger part of a real checkpoint.
             with TemporaryDirectory() as folder:
                 torch.save(context.student, Path(folder) / CHECKPOINT_FILE)
-                tune.report({"epoch": epoch, **metrics}, checkpoint=tune.Checkpoint.from_directory(folder))
+                tune.report(result, checkpoint=tune.Checkpoint.from_directory(folder))
 
     return run_trial
 

@@ -48,10 +48,11 @@ from typing import Any
 import numpy as np
 from hintsearch.models.candidates import stage_ends
 from hintsearch.search.events import Began
+from hintsearch.search.failures import FailureBudget
 from hintsearch.search.journal import SearchLog
 from hintsearch.search.sampler import ArmSampler
 from hintsearch.search.scheduler import RungScheduler
-from hintsearch.search.searcher import JournalSearcher, plan_trials
+from hintsearch.search.searcher import JournalSearcher
 from hintsearch.search.study import Study, validate_study
 from hintsearch.search.trial import HintResolver
 from ray.tune.experiment import Trial
@@ -159,11 +160,13 @@ def ways_of(recording: Recording, epochs: int) -> tuple[Way, ...]:
     """What is compared, by the study's own keys: a single rung is one at which nothing is stopped."""
     rungs = recording.study["budget"]["rungs"]
     most_trials = epochs // rungs[0] + CONCURRENT
-    single = {"trials": most_trials, "rungs": rungs[-1:]}
+    # None is given up for failures in a row: what is compared is the choice of trials.
+    endless = {"trials": most_trials, "failures": most_trials}
+    single = {**endless, "rungs": rungs[-1:]}
     return (
         Way("random", {**single, "startup_trials": most_trials}),
         Way("tpe", single),
-        Way("tpe_asha", {"trials": most_trials}),
+        Way("tpe_asha", endless),
     )
 
 
@@ -201,9 +204,9 @@ def final(trial: RecordedTrial) -> float:
 def simulated(task: Task) -> list[Reached]:
     """One search, from its launch until its last target or the end of its budget: what became of each target."""
     recording = read_recording(task.curves)
-    content = recording.study
-    budget = {**content["budget"], **task.way.budget}
-    study = validate_study({**content, "seed": task.seed, "budget": budget}, task.way.name)
+    # Nothing is confirmed: it would come after the last search trial.
+    changed = {"seed": task.seed, "budget": {**recording.study["budget"], **task.way.budget}, "confirm": {"seeds": 0}}
+    study = validate_study({**recording.study, **changed}, task.way.name)
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
         return SimulatedSearch(study, recording, Path(folder)).run(task.targets, task.epochs)
 
@@ -239,8 +242,10 @@ class SimulatedSearch:
         sampler = ArmSampler(study, "simulated", len(stage_ends(recording.student)))
         self._log.listen(sampler)
         resolver = HintResolver(recording.teacher, recording.student, recording.distances, study.seed)
-        self._searcher = JournalSearcher(self._log, sampler, resolver, study, plan_trials(study))
-        self._scheduler = RungScheduler(self._log, study)
+        failures = FailureBudget(study.budget.failures)
+        self._log.listen(failures)
+        self._searcher = JournalSearcher(self._log, sampler, resolver, study, failures)
+        self._scheduler = RungScheduler(self._log, study, failures)
         self._nearest = NearestCurve(recording)
 
     def run(self, targets: Sequence[float], epochs: int) -> list[Reached]:
@@ -284,7 +289,7 @@ class SimulatedSearch:
     def _train_epoch(self, running: Running) -> bool:
         """Reports one epoch; whether the trial goes on."""
         running.epoch += 1
-        result: dict[str, Any] = {"epoch": running.epoch}
+        result: dict[str, Any] = {"epoch": running.epoch, "epoch_seconds": 1.0}
         if running.epoch > running.curve.epochs:
             result["failure"] = running.curve.failure
         else:

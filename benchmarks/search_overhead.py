@@ -7,7 +7,7 @@
    reported for the first time, the wall time × trials at once, and the sum of what the trainings took by themselves.
    The difference is split: what comes between a trial's end and the next one's first epoch, what the epochs take more
    than by themselves (reports, checkpoints, and the processor time that the driver takes from them), and actors without
-   a trial when the last ones end.
+   a trial while the last ones end, before the confirm phase and after it.
 2. The same study with a few hundred trials that train nothing, but report the first search's curves at once
    (`replayed_search.py`), with its journal, Tune, the sampler, the scheduler and MLflow as they are: wall time a trial
    once actors are up, and the private memory of driver and actors every 50 trials.
@@ -58,7 +58,7 @@ class Round:
         bare: what the trainings took by themselves.
         between: from a trial's end to the end of the next one's first epoch, beyond what those took by themselves.
         in_epochs: beyond what further epochs took by themselves.
-        idle: of actors that had no trial any more.
+        idle: of actors for which there was no trial to begin.
         trials: of the search.
     """
 
@@ -143,8 +143,17 @@ def compared(times: JournalTimes, bare: Mapping[int, BareTraining]) -> Round:
             if times.begun[number] < up:
                 alone += share * seconds
     wall = CONCURRENT * (end - up)
-    idle = sum(end - ended for ended in sorted(times.ended.values())[-CONCURRENT:])
+    idle = sum(end - ended for ended in sorted(times.ended.values())[-CONCURRENT:]) + waiting(times)
     return Round(wall, alone, wall - alone - in_epochs - idle, in_epochs, idle, len(times.begun))
+
+
+def waiting(times: JournalTimes) -> float:
+    """Seconds of actors that wait for the last search trials, for these decide what is confirmed."""
+    confirm = {number for number, trial in times.history.trials.items() if trial.suggested.arm == "confirm"}
+    if not confirm:
+        return 0.0
+    before = sorted(ended for number, ended in times.ended.items() if number not in confirm)
+    return sum(before[-1] - ended for ended in before[-CONCURRENT:])
 
 
 def replay(folder: Path, trials: int) -> tuple[dict[str, Any], list[Sample]]:
@@ -216,7 +225,7 @@ def show(rounds: Sequence[Round], samples: Sequence[Sample], figures: dict[str, 
         "bare",
         "between trials",
         "in epochs",
-        "idle at the end",
+        "idle",
         "wall/bare",
     ):
         table.add_column(column, justify="right")
