@@ -1,0 +1,255 @@
+"""What a search costs beside the training of its trials: time, and memory that grows.
+
+    python benchmarks/search_overhead.py [--json FILE] [--rounds N] [--trials N]
+
+1. In each round, `hintsearch search digits`, then the trainings of its trials once more without it, as many at a time,
+   in processes that are prepared and warm (`bare_training.py`). Compared are, from the moment when every actor has
+   reported for the first time, the wall time × trials at once, and the sum of what the trainings took by themselves.
+   The difference is split: what comes between a trial's end and the next one's first epoch, what the epochs take more
+   than by themselves (reports, checkpoints, and the processor time that the driver takes from them), and actors without
+   a trial while the last ones end, before the confirm phase and after it.
+2. The same study with a few hundred trials that train nothing, but report the first search's curves at once
+   (`replayed_search.py`), with its journal, Tune, the sampler, the scheduler and MLflow as they are: wall time a trial
+   once actors are up, and the private memory of driver and actors every 50 trials.
+
+The keys of the JSON file:
+
+- wall_over_bare: median of the rounds of 1; 1.10 or less is wanted.
+- seconds_per_trial: wall time of 2 over its trials; 0.15 or less is wanted.
+- memory_growth_mb: the larger of driver and largest actor, from the first 50 trials to the last.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from bare_training import BareTraining, bare_trainings
+from hintsearch.search.study import Study, load_study
+from journal_times import JournalTimes, read_times
+from process_memory import Usage, below, usage
+from rich.console import Console
+from rich.table import Table
+
+STUDY = "digits"
+CONCURRENT = 2
+EVERY = 50
+ACTOR = "ray::ImplicitFunc"
+OUTCOME = b'{"event": "outcome"'
+WANTED = {"wall_over_bare": 1.10, "seconds_per_trial": 0.15}
+
+
+@dataclass(frozen=True)
+class Round:
+    """One search beside its bare trainings, in seconds of an actor, from when all actors are up.
+
+    Attributes:
+        wall: of the search, times the number of trials at once.
+        bare: what the trainings took by themselves.
+        between: from a trial's end to the end of the next one's first epoch, beyond what those took by themselves.
+        in_epochs: beyond what further epochs took by themselves.
+        idle: of actors for which there was no trial to begin.
+        trials: of the search.
+    """
+
+    wall: float
+    bare: float
+    between: float
+    in_epochs: float
+    idle: float
+    trials: int
+
+    @property
+    def wall_over_bare(self) -> float:
+        """1 would be a search that costs nothing."""
+        return self.wall / self.bare
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Memory and processor time after some trials.
+
+    Attributes:
+        trials: that have ended.
+        driver: the search's own process.
+        actors: those that run the trials.
+    """
+
+    trials: int
+    driver: Usage
+    actors: tuple[Usage, ...]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
+    parser.add_argument("--rounds", type=int, default=3, help="searches with bare trainings [default: 3]")
+    parser.add_argument("--trials", type=int, default=500, help="that report at once [default: 500]")
+    options = parser.parse_args()
+    study = load_study(STUDY, [f"resources.concurrent_trials={CONCURRENT}"])
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        os.environ["HINTSEARCH_CACHE"] = str(folder / "cache")
+        rounds = [one_round(folder, study, number) for number in range(options.rounds)]
+        simulated, samples = replay(folder, options.trials)
+    figures = {
+        "wall_over_bare": statistics.median(one.wall_over_bare for one in rounds),
+        **simulated,
+        "memory_growth_mb": max(growth(samples, driver_mb), growth(samples, largest_actor_mb)),
+        "rounds": [{**asdict(one), "wall_over_bare": one.wall_over_bare} for one in rounds],
+        "memory": [asdict(sample) for sample in samples],
+        "load_at_end": os.getloadavg()[0],
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+        "date": date.today().isoformat(),
+    }
+    show(rounds, samples, figures)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def one_round(folder: Path, study: Study, number: int) -> Round:
+    """One search, and right after it its trainings by themselves."""
+    name = f"round-{number}"
+    command = [sys.executable, "-m", "hintsearch", "search", STUDY, "--name", name]
+    command += ["--set", f"resources.concurrent_trials={CONCURRENT}"]
+    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    times = read_times(journal_of(folder, name))
+    return compared(times, bare_trainings(study, times.history, CONCURRENT))
+
+
+def compared(times: JournalTimes, bare: Mapping[int, BareTraining]) -> Round:
+    """Takes a search's wall time apart."""
+    up, end = times.actors_up(CONCURRENT), times.end
+    alone = in_epochs = 0.0
+    for number, training in bare.items():
+        reported = times.reports.get(number, {})
+        if times.begun[number] >= up:
+            alone += training.construction + sum(training.epochs)
+        for epoch in range(2, len(reported) + 1):
+            took, seconds = reported[epoch] - reported[epoch - 1], training.epochs[epoch - 1]
+            # Of an epoch during which the last actor came up, the part after that.
+            share = min(1.0, max(0.0, reported[epoch] - up) / took)
+            in_epochs += share * (took - seconds)
+            if times.begun[number] < up:
+                alone += share * seconds
+    wall = CONCURRENT * (end - up)
+    idle = sum(end - ended for ended in sorted(times.ended.values())[-CONCURRENT:]) + waiting(times)
+    return Round(wall, alone, wall - alone - in_epochs - idle, in_epochs, idle, len(times.begun))
+
+
+def waiting(times: JournalTimes) -> float:
+    """Seconds of actors that wait for the last search trials, for these decide what is confirmed."""
+    confirm = {number for number, trial in times.history.trials.items() if trial.suggested.arm == "confirm"}
+    if not confirm:
+        return 0.0
+    before = sorted(ended for number, ended in times.ended.items() if number not in confirm)
+    return sum(before[-1] - ended for ended in before[-CONCURRENT:])
+
+
+def replay(folder: Path, trials: int) -> tuple[dict[str, Any], list[Sample]]:
+    """A search that trains nothing, watched from outside."""
+    script = Path(__file__).parent / "replayed_search.py"
+    sampler = folder / "sampler.json"
+    command = [sys.executable, str(script), str(journal_of(folder, "round-0")), "--trials", str(trials)]
+    command += ["--concurrent", str(CONCURRENT), "--seconds", str(sampler)]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    samples = watched(process, journal_of(folder, "replayed"))
+    if process.wait() != 0:
+        raise SystemExit(f"the replayed search ended with exit code {process.returncode}")
+    times = read_times(journal_of(folder, "replayed"))
+    up = times.actors_up(CONCURRENT)
+    counted = sum(ended > up for ended in times.ended.values())
+    used = samples[-1].driver.cpu_seconds - samples[0].driver.cpu_seconds
+    figures = {
+        "seconds_per_trial": (times.end - up) / counted,
+        "reports_per_trial": statistics.mean(len(reports) for reports in times.reports.values()),
+        "sampler_seconds_per_trial": statistics.mean(json.loads(sampler.read_text())),
+        "driver_cpu_seconds_per_trial": used / (samples[-1].trials - samples[0].trials),
+    }
+    return figures, samples
+
+
+def watched(process: "subprocess.Popen[bytes]", journal: Path) -> list[Sample]:
+    """A sample every so many trials, as long as the search runs them."""
+    samples: list[Sample] = []
+    while process.poll() is None:
+        time.sleep(0.2)
+        ended = journal.read_bytes().count(OUTCOME) if journal.exists() else 0
+        if ended >= EVERY * (len(samples) + 1):
+            try:
+                actors = tuple(usage(actor) for actor in below(process.pid, ACTOR))
+                samples.append(Sample(ended, usage(process.pid), actors))
+            except OSError:
+                # The search has ended in the meantime.
+                break
+    return samples
+
+
+def journal_of(folder: Path, name: str) -> Path:
+    """Of the search of that name."""
+    return folder / "results" / name / "journal.jsonl"
+
+
+def growth(samples: Sequence[Sample], megabytes: Callable[[Sample], float]) -> float:
+    """From the first sample to the last."""
+    return megabytes(samples[-1]) - megabytes(samples[0])
+
+
+def driver_mb(sample: Sample) -> float:
+    """Private memory of the driver."""
+    return sample.driver.megabytes
+
+
+def largest_actor_mb(sample: Sample) -> float:
+    """Private memory of the largest actor."""
+    return max((actor.megabytes for actor in sample.actors), default=float("nan"))
+
+
+def show(rounds: Sequence[Round], samples: Sequence[Sample], figures: dict[str, Any]) -> None:
+    """Prints one table a part."""
+    table = Table(title=f"The digits study, {CONCURRENT} trials at once, seconds of an actor once all actors are up")
+    for column in (
+        "round",
+        "trials",
+        "wall × 2",
+        "bare",
+        "between trials",
+        "in epochs",
+        "idle",
+        "wall/bare",
+    ):
+        table.add_column(column, justify="right")
+    for number, one in enumerate(rounds, start=1):
+        parts = (one.wall, one.bare, one.between, one.in_epochs, one.idle)
+        table.add_row(str(number), str(one.trials), *(f"{part:.1f}" for part in parts), f"{one.wall_over_bare:.3f}")
+    Console(width=140).print(table)
+    memory = Table(title="Trials that report at once: private memory in MB")
+    for column in ("trials", "driver", "largest actor", "actors"):
+        memory.add_column(column, justify="right")
+    for sample in samples:
+        sizes = (f"{driver_mb(sample):.1f}", f"{largest_actor_mb(sample):.1f}")
+        memory.add_row(str(sample.trials), *sizes, str(len(sample.actors)))
+    Console(width=140).print(memory)
+    for key, most in WANTED.items():
+        print(f"{key} {figures[key]:.3f}; {most:.2f} or less is wanted")
+    sampler, driver = figures["sampler_seconds_per_trial"], figures["driver_cpu_seconds_per_trial"]
+    print(
+        f"{figures['reports_per_trial']:.1f} reports a trial; the sampler took {sampler:.3f} s of it, and the driver "
+        f"{driver:.3f} s of processor time, MLflow's writes included\n"
+        f"growth from trial {samples[0].trials} to {samples[-1].trials}: {figures['memory_growth_mb']:.1f} MB\n"
+        f"load average at the end {figures['load_at_end']:.1f}; {figures['machine']}, {figures['date']}"
+    )
+
+
+if __name__ == "__main__":
+    main()
