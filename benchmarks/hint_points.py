@@ -22,13 +22,13 @@ Every finished run is appended at once to FILE's neighbour `.runs.jsonl`, and th
 neighbour `.work`: the same command goes on after an interruption. A table (.md) and a figure (.png) lie beside the
 JSON file, too. Its keys:
 
-- arms: of each arm `accuracy` by seed, `mean`, `sd` (per cent), `pairs` by seed (teacher layer, student layer),
-  `over_best_control`: mean paired difference in points with its 95 % t-interval `low`..`high`, and `finding`: better,
-  worse, or null; `same_as`: by seed the arms above it with the very same configuration, trained once for all of
-  them; `failed`: by seed why there is no accuracy, such as a loss that is not finite.
+- arms: of each arm `accuracy` by seed, `mean`, `sd` (per cent), `half_interval` of the mean, `pairs` by seed (teacher
+  layer, student layer), `over_best_control`: mean paired difference in points with its 95 % t-interval `low`..`high`
+  and `finding`: better, worse, null, or unknown of a single seed; `same_as`: by seed the arms above it with the very
+  same configuration, trained once for all of them; `failed`: by seed why there is no accuracy.
 - best_control: the control of the largest mean. finding: what is found, in words.
 - seeds: `data_seed` and `init_seed` of each. teacher: `accuracy` on the test images. search: what was tried and won.
-- setting, machine, date, command, seconds: of all runs, on one core each.
+- setting, machine, date, command; seconds: `this_command`, and `runs`, summed over the processes that train.
 """
 
 import argparse
@@ -127,6 +127,14 @@ class Setting:
 
 def main() -> None:
     options = parsed_options()
+    try:
+        compare(options)
+    except InputError as error:
+        raise SystemExit(str(error)) from error
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Everything from the images to the report; what is done already is not done again."""
     started = time.perf_counter()
     view = View()
     keep_freed_memory()
@@ -137,9 +145,15 @@ def main() -> None:
     study = study_of(folder, work, Amount(options.images, options.teacher_epochs, options.trials))
     preparation = prepare(study, view)
     setting = setting_of(study, folder, preparation)
-    searched = search(study, work, view)
-    runs = list(planned(study, preparation, searched, options.seeds))
     record = Record(options.json.with_suffix(".runs.jsonl"), setting)
+    fixed = list(planned(study, preparation, None, options.seeds))
+    if not options.report:
+        # The others take long; should there be no time for them, the table has at least what is simplest to compare.
+        quick = [run for run in fixed if run.configuration.dynamic_weights is None]
+        train_all(record, setting, quick, options.workers, options.threads)
+        search(study, work, view)
+    searched = found_configuration(work)
+    runs = list(planned(study, preparation, searched, options.seeds))
     if not options.report:
         train_all(record, setting, runs, options.workers, options.threads)
     figures = figures_of(ARMS, record.results(runs)) | {
@@ -194,25 +208,31 @@ def setting_of(study: Study, folder: Path, preparation: Preparation) -> Setting:
     return Setting(study, folder, preparation.teacher.trained(), precision, sha256)
 
 
-def search(study: Study, work: Path, view: View) -> HintConfiguration:
-    """The winner's configuration; a search that was interrupted goes on."""
+def search(study: Study, work: Path, view: View) -> None:
+    """Runs the search; one that was interrupted goes on."""
+    if (work / SEARCH / HINTS_FILE).is_file():
+        return
+    begun = (work / SEARCH).exists()
+    found = resume_search(SEARCH, work, view=view) if begun else run_search(study, name=SEARCH, view=view)
+    if found.record:
+        view.leaderboard(found.record)
+    if found.interrupted or found.hints is None:
+        raise InputError("the search was interrupted; the same command goes on with it")
+
+
+def found_configuration(work: Path) -> HintConfiguration | None:
+    """What the winner of the search learns by; None: the search has not ended."""
     hints = work / SEARCH / HINTS_FILE
-    if not hints.is_file():
-        begun = (work / SEARCH).exists()
-        found = resume_search(SEARCH, work, view=view) if begun else run_search(study, name=SEARCH, view=view)
-        if found.record:
-            view.leaderboard(found.record)
-        if found.interrupted or found.hints is None:
-            raise InputError("the search was interrupted; the same command goes on with it")
-    return load_hints(hints).hints.configuration()
+    return load_hints(hints).hints.configuration() if hints.is_file() else None
 
 
-def planned(study: Study, preparation: Preparation, searched: HintConfiguration, seeds: int) -> Iterator[Run]:
-    """All runs, seed by seed."""
+def planned(study: Study, preparation: Preparation, searched: HintConfiguration | None, seeds: int) -> Iterator[Run]:
+    """All runs, seed by seed; without those of the search's winner as long as there is none."""
     for seed in range(1, seeds + 1):
         for arm in ARMS:
-            configuration = searched if arm.name == SEARCHED else fixed_configuration(study, preparation, arm, seed)
-            yield Run(arm.name, seed, configuration, arm.rungs)
+            found = searched if arm.name == SEARCHED else fixed_configuration(study, preparation, arm, seed)
+            if found is not None:
+                yield Run(arm.name, seed, found, arm.rungs)
 
 
 def fixed_configuration(study: Study, preparation: Preparation, arm: Arm, seed: int) -> HintConfiguration:
@@ -393,8 +413,10 @@ def teacher_figures(setting: Setting, preparation: Preparation) -> dict[str, Any
     }
 
 
-def search_figures(study: Study, winner: HintConfiguration) -> dict[str, Any]:
+def search_figures(study: Study, winner: HintConfiguration | None) -> dict[str, Any] | None:
     """What the search tried, and its winner."""
+    if winner is None:
+        return None
     assert study.tracking.uri
     record = read_search(connect(study.tracking.uri, create=False), SEARCH)
     best = record.winner()

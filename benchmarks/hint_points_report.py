@@ -81,7 +81,7 @@ def difference(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[s
     gains = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
     mean, half = statistics.mean(gains), half_interval(gains)
     if half is None:
-        return {"mean": mean, "low": None, "high": None, "seeds": len(gains), "finding": "null"}
+        return {"mean": mean, "low": None, "high": None, "seeds": len(gains), "finding": "unknown"}
     found = "better" if mean - half > 0 else "worse" if mean + half < 0 else "null"
     return {"mean": mean, "low": mean - half, "high": mean + half, "seeds": len(gains), "finding": found}
 
@@ -100,15 +100,18 @@ def finding(by_arm: Mapping[str, Mapping[str, Any]], best: str) -> str:
     better = [name for name, found in others.items() if found == "better"]
     worse = [name for name, found in others.items() if found == "worse"]
     null = [name for name, found in others.items() if found == "null"]
+    unknown = [name for name, found in others.items() if found == "unknown"]
     sentences = [f"The best control is {best}."]
     if better:
         sentences.append(f"Better than it by more than noise: {', '.join(better)}.")
-    else:
+    elif null or worse:
         sentences.append("A null: no way to choose hint points, weights or a warm-up beat it by more than noise.")
     if null:
         sentences.append(f"Not told apart from it: {', '.join(null)}.")
     if worse:
         sentences.append(f"Worse by more than noise: {', '.join(worse)}.")
+    if unknown:
+        sentences.append(f"One seed tells no noise: {', '.join(unknown)}.")
     return " ".join(sentences)
 
 
@@ -126,10 +129,6 @@ def write_report(path: Path, figures: Mapping[str, Any]) -> None:
 def report(figures: Mapping[str, Any], stem: str) -> str:
     """The table as Markdown, with what it takes to read it."""
     setting, teacher, seeds = figures["setting"], figures["teacher"], len(figures["seeds"])
-    search = figures["search"]
-    metric = next(key for key in search["winner"] if key.startswith("val_"))
-    outcomes = [trial["outcome"] for trial in search["trials"]]
-    epochs = sum(trial["epochs"] for trial in search["trials"])
     rungs = ", ".join(map(str, setting["rungs"]))
     lines = [
         "# Does it matter which layers give the hints?",
@@ -151,12 +150,7 @@ def report(figures: Mapping[str, Any], stem: str) -> str:
         *(row(name, arm, name == figures["best_control"]) for name, arm in figures["arms"].items()),
         "",
         *notes(figures["arms"]),
-        f"- searched: trial {search['winner']['trial']} of {len(outcomes)} trials (validation "
-        f"{100 * search['winner'][metric]:.2f} %), of which {outcomes.count('completed')} completed, "
-        f"{outcomes.count('pruned')} stopped by ASHA, {outcomes.count('failed')} failed; {epochs} epochs in all. It is "
-        f"{described(search['winner'])}.",
-        "- Only the searched arm was tuned; all others take the study's defaults, so its difference is one of tuning "
-        "as much as of hint points.",
+        *of_search(figures["search"]),
         "- The best control is the best of seven in the same runs: it is flattered by that, the others are not.",
         f"- Intervals are t-intervals of {seeds} paired differences, not corrected for the number of comparisons.",
         "",
@@ -191,6 +185,23 @@ def notes(by_arm: Mapping[str, Mapping[str, Any]]) -> list[str]:
         for seed, reason in arm["failed"].items():
             lines.append(f"- {name}, seed {seed} failed: {reason}")
     return lines
+
+
+def of_search(search: Mapping[str, Any] | None) -> list[str]:
+    """How the searched arm was found."""
+    if search is None:
+        return ["- The searched arm is missing: the search has not ended."]
+    metric = next(key for key in search["winner"] if key.startswith("val_"))
+    outcomes = [trial["outcome"] for trial in search["trials"]]
+    epochs = sum(trial["epochs"] for trial in search["trials"])
+    return [
+        f"- searched: trial {search['winner']['trial']} of {len(outcomes)} trials (validation "
+        f"{100 * search['winner'][metric]:.2f} %), of which {outcomes.count('completed')} completed, "
+        f"{outcomes.count('pruned')} stopped by ASHA, {outcomes.count('failed')} failed; {epochs} epochs in all. It is "
+        f"{described(search['winner'])}.",
+        "- Only the searched arm was tuned; all others take the study's defaults, so its difference is one of tuning "
+        "as much as of hint points.",
+    ]
 
 
 def described(winner: Mapping[str, Any]) -> str:
