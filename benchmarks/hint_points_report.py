@@ -17,6 +17,8 @@ from matplotlib import pyplot
 from scipy.stats import t as student_t
 
 CONFIDENCE = 0.95
+# Parameters of a trial that say what was chosen; the points themselves are told with those of the other arms.
+CHOSEN = ("hints.clusters", "hints.metrics", "hints.selector", "loss.", "weight.", "temperature")
 # Okabe and Ito's, told apart by the colour-blind; the markers differ, too.
 CONTROL, OTHER, ZERO = ("#0072B2", "o"), ("#D55E00", "s"), "#595959"
 
@@ -152,7 +154,7 @@ def report(figures: Mapping[str, Any], stem: str) -> str:
         *notes(figures["arms"]),
         *of_search(figures["search"]),
         "- The best control is the best of seven in the same runs: it is flattered by that, the others are not.",
-        f"- Intervals are t-intervals of {seeds} paired differences, not corrected for the number of comparisons.",
+        f"- Intervals are 95 % t-intervals of paired differences ({seeds} seeds), not corrected for the number of arms.",
         "",
         f"![accuracy and paired difference of each arm]({stem}.png)",
         "",
@@ -205,7 +207,7 @@ def of_search(search: Mapping[str, Any] | None) -> list[str]:
 
 
 def described(winner: Mapping[str, Any]) -> str:
-    parameters = {name: value for name, value in winner["parameters"].items() if name != "lr"}
+    parameters = {name: value for name, value in winner["parameters"].items() if name.startswith(CHOSEN)}
     return ", ".join(f"{name} {shortened(value)}" for name, value in sorted(parameters.items()))
 
 
@@ -233,7 +235,7 @@ def draw(figures: Mapping[str, Any], path: Path) -> None:
     right.axvline(0, color=ZERO, linewidth=1, linestyle="--")
     left.set_yticks(range(len(arms)), [arm["title"] for arm in arms.values()])
     left.invert_yaxis()
-    left.set_xlabel(f"test accuracy, %: mean and 95 % interval, {seeds} seeds (ticks)")
+    left.set_xlabel(f"test accuracy, %: mean with 95 % interval,\nticks: single seeds ({seeds})")
     right.set_xlabel(f"paired difference to the best control\n({best}), points, 95 % interval")
     for axes in (left, right):
         axes.grid(axis="x", color="#dddddd")

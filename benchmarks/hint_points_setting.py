@@ -64,7 +64,7 @@ ARMS = (
     Arm("kmeans_r2_cca", "KD + FitNet, paper k-means (r2_cca)", "paper_kmeans", ("r2_cca",)),
     Arm("kmeans_cka", "KD + FitNet, paper k-means (cka_linear)", "paper_kmeans", ("cka_linear",)),
     Arm("kmedoids", "KD + FitNet, k-medoids (r2_cca)", "kmedoids", ("r2_cca",)),
-    Arm(SEARCHED, "searched: 16 trials with ASHA"),
+    Arm(SEARCHED, "searched: winner of a search with ASHA"),
     Arm("hkd", "HKD weights, points of kmeans_r2_cca", "paper_kmeans", ("r2_cca",), weights=DynamicWeights()),
     Arm("indistill", "InDistill warm-up, points of kmeans_r2_cca", "paper_kmeans", ("r2_cca",), warmup=CURRICULUM),
 )
