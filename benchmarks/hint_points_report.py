@@ -154,7 +154,7 @@ def report(figures: Mapping[str, Any], stem: str) -> str:
         *notes(figures["arms"]),
         *of_search(figures["search"]),
         "- The best control is the best of seven in the same runs: it is flattered by that, the others are not.",
-        f"- Intervals are 95 % t-intervals of paired differences ({seeds} seeds), not corrected for the number of arms.",
+        "- Intervals are 95 % t-intervals of paired differences, not corrected for the number of arms.",
         "",
         f"![accuracy and paired difference of each arm]({stem}.png)",
         "",
