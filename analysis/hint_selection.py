@@ -19,6 +19,9 @@ from .layer_distances import LayerDistances
 from .partitioning import agglomerative, contiguous, spectral
 from .silhouette import choose_clusters, medoid_silhouette
 
+# The control selector that draws its layers.
+RANDOM = "random"
+
 ControlSelector = Callable[[Sequence[Candidate], int, np.random.Generator], list[int]]
 
 SELECTORS: Registry[Selector] = Registry("selector")
@@ -108,7 +111,7 @@ def select_evenly_spaced(candidates: Sequence[Candidate], points: int, _rng: np.
     return evenly_spaced(len(candidates), points)
 
 
-@CONTROL_SELECTORS.register("random", source="uniform without replacement, by seed", kind="control")
+@CONTROL_SELECTORS.register(RANDOM, source="uniform without replacement, by seed", kind="control")
 def select_random(candidates: Sequence[Candidate], points: int, rng: np.random.Generator) -> list[int]:
     """Uniform without replacement."""
     return sorted(int(i) for i in rng.choice(len(candidates), size=points, replace=False))

@@ -9,6 +9,8 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from ..models.errors import InputError, nearest
+from .confirmation import Confirmation, ConfirmedConfiguration, SeedPair, confirm
+from .pareto import ParetoSet, pareto_set
 
 PARENT_TAG = "mlflow.parentRunId"
 SEARCH_FILE = "search.json"
@@ -28,6 +30,7 @@ class TrialRow:
         parameters: by their MLflow names.
         run_id: of its MLflow run.
         error: why it failed, or empty.
+        confirms: number of the trial that a confirm trial repeats; 0: it is none.
     """
 
     number: int
@@ -39,10 +42,30 @@ class TrialRow:
     parameters: dict[str, str]
     run_id: str
     error: str
+    confirms: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """As plain types, for JSON."""
         return dict(self.__dict__)
+
+
+@dataclass(frozen=True)
+class ArmBudget:
+    """What an arm was given.
+
+    Attributes:
+        arm: search, control or confirm.
+        control: name of the control arm, or empty.
+        trials: how many.
+        epochs: of all of them, those of stopped and failed trials included.
+        best: its best completed trial, or None.
+    """
+
+    arm: str
+    control: str
+    trials: int
+    epochs: int
+    best: TrialRow | None
 
 
 @dataclass(frozen=True)
@@ -56,6 +79,7 @@ class SearchRecord:
         direction: maximize or minimize.
         trials: best first: completed ones by the objective, then the others by epochs and objective.
         tags: of the parent run.
+        against: the cost that the objective is weighed against, or empty.
     """
 
     name: str
@@ -64,14 +88,70 @@ class SearchRecord:
     direction: str
     trials: tuple[TrialRow, ...]
     tags: dict[str, str]
+    against: str = ""
 
     def best(self, arm: str) -> TrialRow | None:
         """The best completed trial of an arm."""
         return next((t for t in self.trials if t.arm == arm and t.outcome == "completed"), None)
 
     def winner(self) -> TrialRow | None:
-        """What to export: the best of the search; the best control if ASHA stopped every search trial behind them."""
+        """What to export.
+
+        What the confirm trials speak for: see `choose_export`. Without them the best of the search; the best control if
+        ASHA stopped every search trial behind them.
+        """
+        confirmed = self.confirmation()
+        if confirmed is not None and confirmed.export is not None:
+            return self.trial(confirmed.export)
         return self.best("search") or self.best("control")
+
+    def confirmation(self) -> Confirmation | None:
+        """What the confirm trials say; None if there are none."""
+        repeats: dict[int, dict[SeedPair, float]] = {}
+        for row in self.trials:
+            if row.confirms:
+                values = repeats.setdefault(row.confirms, {})
+                if row.outcome == "completed":
+                    seeds = int(row.parameters["data_seed"]), int(row.parameters["init_seed"])
+                    values[seeds] = row.metrics[self.metric]
+        if not repeats:
+            return None
+        sources = [self.trial(number) for number in repeats]
+        return confirm(
+            [
+                ConfirmedConfiguration(
+                    row.number,
+                    "control" if row.control else "search",
+                    row.control,
+                    row.metrics[self.metric],
+                    repeats[row.number],
+                )
+                for row in sources
+            ],
+            self.direction,
+        )
+
+    def pareto(self) -> ParetoSet | None:
+        """The completed search trials that none beats in objective and cost; None if no cost was weighed."""
+        if not self.against:
+            return None
+        values = {
+            row.number: (row.metrics[self.metric], row.metrics[self.against])
+            for row in self.trials
+            if row.arm == "search" and row.outcome == "completed"
+        }
+        return pareto_set(values, (self.direction, "minimize"))
+
+    def arms(self) -> list[ArmBudget]:
+        """What each arm was given, in the order of the arms' first trials."""
+        rows = sorted(self.trials, key=lambda row: row.number)
+        names = list(dict.fromkeys((row.arm, row.control) for row in rows))
+        found = []
+        for arm, control in names:
+            own = [row for row in rows if (row.arm, row.control) == (arm, control)]
+            best = next((row for row in self.trials if row in own and row.outcome == "completed"), None)
+            found.append(ArmBudget(arm, control, len(own), sum(row.epochs for row in own), best))
+        return found
 
     def trial(self, number: int) -> TrialRow:
         """The trial of that number.
@@ -124,7 +204,8 @@ def read_search(client: MlflowClient, name: str) -> SearchRecord:
         return row.outcome != "completed", -row.epochs, value, row.number
 
     trials = tuple(sorted(rows, key=order))
-    return SearchRecord(search, str(parent.info.run_id), metric, direction, trials, dict(parent.data.tags))
+    tags = dict(parent.data.tags)
+    return SearchRecord(search, str(parent.info.run_id), metric, direction, trials, tags, tags.get("against", ""))
 
 
 def _find_parent(client: MlflowClient, name: str) -> Run:
@@ -178,4 +259,5 @@ def _row(run: Run) -> TrialRow:
         parameters=dict(run.data.params),
         run_id=str(run.info.run_id),
         error=tags.get("error", ""),
+        confirms=int(tags.get("confirms", 0)),
     )

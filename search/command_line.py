@@ -1,5 +1,6 @@
 """The command line: `hintsearch`, also `python -m hintsearch`."""
 
+import errno
 import os
 import shlex
 import signal
@@ -41,6 +42,10 @@ app = typer.Typer(
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 3
 DEFAULT_STUDY = "digits"
+# From a signal to the end of a search, whatever hangs.
+LONGEST_INTERRUPT_S = 20.0
+# Also a quota, and a limit on the size of files.
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main() -> NoReturn:
@@ -94,11 +99,16 @@ def search(
     name: Annotated[str | None, typer.Option(help="Name of the search. [default: STUDY-YYYYmmdd-HHMMSS]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a search that was interrupted.")] = False,
     extend: Annotated[int, typer.Option(min=0, help="Go on with a search and add so many trials.")] = 0,
+    points: Annotated[
+        list[str] | None, typer.Option(metavar="HINTS", help="A hint file of an earlier search, to be tried first.")
+    ] = None,
     address: AddressOption = None,
     tracking: TrackingOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Search for the best hint points, losses and weights."""
+    from .export import load_hints
+    from .interrupts import InterruptDeadline
     from .places import new_search_name
     from .resuming import check_unchanged, existing_search, resume_command
     from .runner import resume_search, run_search
@@ -114,13 +124,40 @@ def search(
             check_unchanged(name, loaded)
     name = new_search_name(loaded.name) if name is None else name
     goes_on_by = resume_command(name, study, overrides or (), address)
+    enqueued = [load_hints(file) for file in points or ()]
+    deadline = InterruptDeadline(
+        LONGEST_INTERRUPT_S,
+        INTERRUPTED,
+        lambda: view.say(f"Interrupted, and Ray did not end in time; everything is saved. Go on with:\n  {goes_on_by}"),
+    )
     try:
-        if goes_on:
-            result = resume_search(
-                name, loaded.storage.path, extend=extend, tracking=tracking, address=address, view=view
-            )
-        else:
-            result = run_search(loaded, name=name, tracking=tracking, address=address, view=view)
+        with deadline:
+            if goes_on:
+                result = resume_search(
+                    name,
+                    loaded.storage.path,
+                    extend=extend,
+                    tracking=tracking,
+                    address=address,
+                    points=enqueued,
+                    view=view,
+                    deadline=deadline,
+                )
+            else:
+                result = run_search(
+                    loaded,
+                    name=name,
+                    tracking=tracking,
+                    address=address,
+                    points=enqueued,
+                    view=view,
+                    deadline=deadline,
+                )
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        view.say(f"The disk is full ({error}); nothing journaled is lost. Free space, then go on with:\n  {goes_on_by}")
+        raise typer.Exit(INTERRUPTED) from None
     except KeyboardInterrupt:
         if Path(loaded.storage.path, name).exists():
             view.say(f"Interrupted; everything so far is saved. Go on with:\n  {goes_on_by}")
@@ -138,10 +175,12 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Check a study before anything is spent; starts and creates nothing."""
+    from .node_checks import check_nodes, joins_a_cluster
     from .own_code import say_own_code
     from .places import tracking_uri
+    from .plan import most_repeats, plan_trials
     from .preflight import check_study, check_without_data, estimate, imbalance_note
-    from .searcher import plan_trials
+    from .ray_session import ray_session
     from .study import load_study
     from .view import View
 
@@ -153,14 +192,18 @@ def check(
         cost = None
     else:
         checked = check_study(loaded, tracking_uri(tracking, loaded.tracking.uri), address)
+        if joins_a_cluster(address):
+            with ray_session(address):
+                check_nodes(loaded, lambda: checked.splits)
         shapes = checked.shapes
-        cost = estimate(loaded, checked, len(plan_trials(loaded)))
+        cost = estimate(loaded, checked)
         note = imbalance_note(loaded, checked.splits)
         if note:
             view.say(note)
     view.say(
         f"{loaded.name} is good: {loaded.teacher.model} has {len(shapes.teacher)} candidates, {loaded.student.model} "
-        f"has {shapes.stages} stages; {len(plan_trials(loaded))} trials of at most {loaded.budget.rungs[-1]} epochs"
+        f"has {shapes.stages} stages; {len(plan_trials(loaded))} trials of at most {loaded.budget.rungs[-1]} epochs, "
+        f"then up to {most_repeats(loaded)} to confirm"
     )
     if cost is not None:
         view.say(f"At most {cost.wall_seconds:.0f} s of training here ({cost.epoch_seconds:.2f} s an epoch).")
@@ -320,24 +363,44 @@ def ui(
 def _conclude(result: "SearchResult", view: "View", goes_on_by: str) -> None:
     """Shows how a search ended and what to type next; exits unless all is done."""
     from .export import load_hints
+    from .findings_view import show_arms, show_confirmation, show_importances, show_pareto
     from .places import tracking_uri
     from .resuming import program
     from .retrain import code_of_hints
 
     record = result.record
+    confirmation = record.confirmation() if record else None
+    pareto = record.pareto() if record else None
     if record is not None:
         view.leaderboard(record)
+        show_arms(view, record)
         if not result.interrupted:
-            view.verdict(record, result.validation_images)
+            show_pareto(view, record)
+            if result.importances is not None:
+                show_importances(view, result.importances)
+            if confirmation is not None:
+                show_confirmation(view, record, confirmation)
+            else:
+                view.verdict(record, result.validation_images)
     view.document(
         {
             "search": result.name,
             "tracking": result.tracking_uri,
             "hints": result.hints,
             "interrupted": result.interrupted,
+            "given_up": result.given_up or None,
+            "confirmation": confirmation.to_dict() if confirmation else None,
+            "pareto": pareto.to_dict() if pareto else None,
+            "importances": result.importances.to_dict() if result.importances else None,
             "trials": [trial.to_dict() for trial in record.trials] if record else [],
         }
     )
+    if result.given_up:
+        view.say(
+            f"Given up: trial after trial failed, the last one because {result.given_up}. Everything is saved; mend "
+            f"the cause, then go on with:\n  {goes_on_by}"
+        )
+        raise typer.Exit(FAILED)
     if result.interrupted or result.missing_writes:
         said = "Interrupted; everything so far is saved."
         if result.missing_writes:

@@ -31,6 +31,28 @@ class Extended:
 
 
 @dataclass(frozen=True)
+class Enqueued:
+    """Configurations of earlier searches, which the next search trials take in this order.
+
+    Attributes:
+        points: parameters by their MLflow names.
+    """
+
+    points: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Confirming:
+    """What is repeated with fresh seeds, chosen when the search and its controls were over.
+
+    Attributes:
+        repeats: see `Repeat`; each becomes a trial, numbered in this order.
+    """
+
+    repeats: list[dict[str, int]]
+
+
+@dataclass(frozen=True)
 class Prepared:
     """Teacher and layers are known; a resumed search must find the same ones, and compute in the same precision."""
 
@@ -54,6 +76,7 @@ class Suggested:
         selection: hint points and their clusters, as indices of candidates.
         data_seed: of the order of the images and their augmentation.
         init_seed: of the initial weights.
+        confirms: number of the trial whose configuration a confirm trial repeats; 0: it is none.
     """
 
     number: int
@@ -65,6 +88,7 @@ class Suggested:
     selection: dict[str, Any]
     data_seed: int = 0
     init_seed: int = 0
+    confirms: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,12 +111,35 @@ class Checkpointed:
 
 
 @dataclass(frozen=True)
+class Retried:
+    """A trial raised or lost its process, and begins again from its last checkpoint.
+
+    Attributes:
+        number: of the trial.
+        attempt: how many attempts have failed, this one included.
+        error: why, in one line.
+    """
+
+    number: int
+    attempt: int
+    error: str
+
+
+@dataclass(frozen=True)
 class Finished:
-    """A trial ended for good; `error` says why it failed."""
+    """A trial ended for good.
+
+    Attributes:
+        number: of the trial.
+        outcome: how.
+        error: why it failed, in one line, or empty.
+        traceback: of all its attempts, or empty.
+    """
 
     number: int
     outcome: Outcome
     error: str
+    traceback: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,15 +150,30 @@ class Tracked:
     run_id: str
 
 
-Event = Began | Extended | Prepared | Suggested | Reported | Checkpointed | Finished | Tracked
+Event = (
+    Began
+    | Extended
+    | Enqueued
+    | Confirming
+    | Prepared
+    | Suggested
+    | Reported
+    | Checkpointed
+    | Retried
+    | Finished
+    | Tracked
+)
 
 _KINDS: dict[str, type[Event]] = {
     "began": Began,
     "extended": Extended,
+    "points": Enqueued,
+    "confirm": Confirming,
     "prepared": Prepared,
     "suggestion": Suggested,
     "report": Reported,
     "checkpoint": Checkpointed,
+    "retry": Retried,
     "outcome": Finished,
     "mlflow_run": Tracked,
 }
@@ -149,6 +211,7 @@ class TrialHistory:
     checkpoint: Checkpointed | None = None
     finished: Finished | None = None
     run_id: str | None = None
+    retries: int = 0
 
     @property
     def number(self) -> int:
@@ -177,7 +240,10 @@ class History:
     def __init__(self) -> None:
         self.began: Began | None = None
         self.prepared: Prepared | None = None
-        self.extended = 0
+        # What was added to the study's own trials, in order.
+        self.additions: list[Extended | Confirming] = []
+        # Configurations of earlier searches that no trial has taken yet.
+        self.points: list[dict[str, Any]] = []
         self.trials: dict[int, TrialHistory] = {}
         self.parent_run_id: str | None = None
 
@@ -190,18 +256,24 @@ class History:
         match event:
             case Began():
                 self.began = event
-            case Extended():
-                self.extended += event.trials
+            case Extended() | Confirming():
+                self.additions.append(event)
+            case Enqueued():
+                self.points += event.points
             case Prepared():
                 self.prepared = event
             case Suggested():
                 if event.number in self.trials:
                     raise ValueError(f"trial {event.number} is suggested twice")
                 self.trials[event.number] = TrialHistory(event)
+                if event.arm == "search":
+                    self.points = self.points[1:]
             case Reported():
                 self._trial(event.number).reports[event.epoch] = event
             case Checkpointed():
                 self._trial(event.number).checkpoint = event
+            case Retried():
+                self._trial(event.number).retries = event.attempt
             case Finished():
                 self._trial(event.number).finished = event
             case Tracked(number=0):

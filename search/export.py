@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -14,8 +15,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ..analysis.confirmation import ConfigurationSummary
 from ..analysis.pairing import BY_DEPTH
 from ..analysis.trials import SEARCH_FILE, SearchRecord, TrialRow
+from ..analysis.verdict import describe
 from ..distill.hint_configuration import HintConfiguration
 from ..models.errors import InputError, reason
 from ..models.files import replacing
@@ -24,6 +27,7 @@ from ..models.zoo import ModelSpec
 from .mlflow_logger import HINT_FILE
 from .study import explain
 from .study_file import YAML_ERRORS
+from .suggestions import STUDENT_WIDTH
 
 VERSION: Literal[1] = 1
 _HEADER = "# A hint configuration of hintsearch. Retrain a student with it: hintsearch distill {name}\n"
@@ -169,8 +173,45 @@ class ControlPart(_Part):
     value: float
 
 
+class ConfirmedPart(_Part):
+    """A configuration that was repeated with fresh seeds: its trial, what came of it, and the MLflow runs."""
+
+    trial: int
+    control: str
+    mean: float | None
+    sd: float | None
+    seeds: int
+    run_ids: list[str]
+
+
+class ComparisonPart(_Part):
+    """The one test, stated before any repeat: the search's best against its best control, paired by seeds.
+
+    Differences are positive where the search's best is better.
+    """
+
+    winner: int
+    control: int
+    control_name: str
+    seeds: int
+    mean: float | None
+    sd: float | None
+    interval: tuple[float, float] | None
+    p_value: float | None
+    effect_size: float | None
+    verdict: str
+    said: str
+
+
+class ConfirmPart(_Part):
+    """What held on fresh seeds."""
+
+    configurations: list[ConfirmedPart]
+    test: ComparisonPart | None
+
+
 class EvidencePart(_Part):
-    """What the choice rests on. One seed a trial: it says what won the search, not that it is better."""
+    """What the choice rests on. `value` is of one seed: it says what won the search, not that it is better."""
 
     metric: str
     direction: str
@@ -178,6 +219,7 @@ class EvidencePart(_Part):
     seeds: int
     run_id: str
     controls: list[ControlPart]
+    confirm: ConfirmPart | None = None
 
 
 class HintFile(_Part):
@@ -237,15 +279,16 @@ def hint_file(client: MlflowClient, record: SearchRecord, row: TrialRow) -> Hint
         {**pair, "normaliser": row.metrics.get(f"normaliser_{i}")} for i, pair in enumerate(hints["pairs"], start=1)
     ]
     recipe = {**search["training"]["recipe"], "lr": document["parameters"]["lr"]}
-    controls = sorted({t.control for t in record.trials if t.arm == "control"})
-    found = [next((t for t in record.trials if t.control == c and t.outcome == "completed"), None) for c in controls]
+    ours = [t for t in record.trials if t.arm == "control"]
+    controls = sorted({t.control for t in ours})
+    found = [next((t for t in ours if t.control == c and t.outcome == "completed"), None) for c in controls]
     content = HintFile(
         version=VERSION,
         search=record.name,
         trial=row.number,
         arm=row.arm,
         teacher=TeacherPart(**search["teacher"], tracking_uri=client.tracking_uri, run_id=record.parent_run_id),
-        student=StudentPart(**search["student"]),
+        student=StudentPart(**{**search["student"], **_width(document["parameters"])}),
         data=search["data"],
         data_code_sha256=search.get("data_code_sha256"),
         hints=HintsPart(**{**hints, "pairs": pairs, "loss_code_sha256": search.get("loss_code_sha256", {})}),
@@ -255,11 +298,12 @@ def hint_file(client: MlflowClient, record: SearchRecord, row: TrialRow) -> Hint
             metric=record.metric,
             direction=record.direction,
             value=row.metrics[record.metric],
-            seeds=1,
+            seeds=max((summary.n for summary in _summaries(record, row)), default=1),
             run_id=row.run_id,
             controls=[
                 ControlPart(control=t.control, trial=t.number, value=t.metrics[record.metric]) for t in found if t
             ],
+            confirm=_confirmed(record),
         ),
         provenance={
             **search["provenance"],
@@ -267,6 +311,41 @@ def hint_file(client: MlflowClient, record: SearchRecord, row: TrialRow) -> Hint
         },
     )
     return content.model_copy(update={"checksum": checksum(content.model_dump(mode="json"))})
+
+
+def _width(parameters: Mapping[str, Any]) -> dict[str, float]:
+    """The student's width, where it was searched."""
+    return {"width": parameters[STUDENT_WIDTH]} if STUDENT_WIDTH in parameters else {}
+
+
+def _summaries(record: SearchRecord, row: TrialRow) -> list[ConfigurationSummary]:
+    confirmed = record.confirmation()
+    return [summary for summary in confirmed.summaries if summary.number == row.number] if confirmed else []
+
+
+def _confirmed(record: SearchRecord) -> ConfirmPart | None:
+    confirmed = record.confirmation()
+    if confirmed is None:
+        return None
+    test = None
+    if confirmed.comparison is not None:
+        compared = asdict(confirmed.comparison)
+        shown = {key: compared[key] for key in ComparisonPart.model_fields if key in compared}
+        test = ComparisonPart(**shown, seeds=confirmed.comparison.n, said=describe(confirmed.comparison, record.metric))
+    return ConfirmPart(
+        configurations=[
+            ConfirmedPart(
+                trial=summary.number,
+                control=summary.control,
+                mean=summary.mean,
+                sd=summary.sd,
+                seeds=summary.n,
+                run_ids=[row.run_id for row in record.trials if row.confirms == summary.number],
+            )
+            for summary in confirmed.summaries
+        ],
+        test=test,
+    )
 
 
 def _selection(selection: Mapping[str, Any], parameters: Mapping[str, Any]) -> SelectionPart:

@@ -82,14 +82,15 @@ class SearchLog:
             self._listeners.append(listener)
 
     def record(self, event: Event) -> None:
-        """Journals a live event (fsynced) and lets it take effect."""
+        """Journals a live event (fsynced) and lets it take effect.
+
+        Raises:
+            OSError: it could not be written, on a full disk for example; it has no effect then.
+        """
         with self._lock:
             line = json.dumps({**event_to_dict(event), "time": round(time.time(), 3)}) + "\n"
             new = not self.path.exists()
-            with self.path.open("ab") as file:
-                file.write(line.encode())
-                file.flush()
-                os.fsync(file.fileno())
+            _append(self.path, line.encode())
             if new:
                 _sync_folder(self.path.parent)
             self._take_effect(event)
@@ -109,6 +110,22 @@ class SearchLog:
         self._events.append(event)
         for listener in self._listeners:
             listener.on_event(event)
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Writes a line whole or not at all: on a full disk no later one may follow a torn one."""
+    # Unbuffered: what a buffer keeps after an error is written when the file is closed.
+    with path.open("ab", buffering=0) as file:
+        start = os.fstat(file.fileno()).st_size
+        try:
+            written = file.write(line)
+            if written != len(line):
+                # The rest has no room; asking again says why.
+                file.write(line[written:])
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(start)
+            raise
 
 
 def _sync_folder(folder: Path) -> None:

@@ -7,12 +7,15 @@ from typing import Self
 from rich.live import Live
 from rich.table import Table
 
-from .events import Event, Finished, History, Suggested, TrialHistory
+from .events import Confirming, Event, Finished, History, Reported, Retried, Suggested, TrialHistory
 from .mlflow_logger import parameters_for_mlflow
+from .plan import Plan, Repeat
 from .study import Study
 from .view import View, loss_cell, trial_cells
 
 ROWS = 12
+# The metric that says into how many parts a batch is cut.
+ACCUMULATION = "accumulation_steps"
 
 
 class LiveTable:
@@ -22,12 +25,12 @@ class LiveTable:
         view: where to show it.
         history: of the search.
         study: its objective and budget are shown.
-        planned: number of trials in all.
     """
 
-    def __init__(self, view: View, history: History, study: Study, planned: int) -> None:
-        self._view, self._history, self._study, self._planned = view, history, study, planned
-        self._started = time.monotonic()
+    def __init__(self, view: View, history: History, study: Study) -> None:
+        self._view, self._history, self._study = view, history, study
+        self._planned = Plan(study, history).most
+        self._started, self._halved = time.monotonic(), set[int]()
         self._live = Live(console=view.console, refresh_per_second=2, transient=True, get_renderable=self._table)
 
     def __enter__(self) -> Self:
@@ -42,8 +45,34 @@ class LiveTable:
             self._live.stop()
 
     def on_event(self, event: Event) -> None:
-        """Says how a trial ended where nothing is drawn."""
-        if isinstance(event, Finished) and not self._view.console.is_terminal:
+        """Says what goes wrong, what comes next, and, where nothing is drawn, how a trial ended."""
+        match event:
+            case Retried():
+                self._view.say(
+                    f"Trial {event.number} failed ({event.error}); it goes on from its last checkpoint, retry "
+                    f"{event.attempt} of {self._study.budget.retries}."
+                )
+            case Confirming():
+                self._planned = Plan(self._study, self._history).most
+                self._view.say(self._confirmed(event))
+            case Reported() if event.metrics.get(ACCUMULATION, 1) > 1 and event.number not in self._halved:
+                self._halved.add(event.number)
+                self._view.say(
+                    f"Trial {event.number} ran out of device memory: its batches are computed in halves from now on."
+                )
+            case Finished():
+                self._end(event)
+            case _:
+                pass
+
+    def _confirmed(self, event: Confirming) -> str:
+        repeats = [Repeat(**repeat) for repeat in event.repeats]
+        sources = list(dict.fromkeys(repeat.confirms for repeat in repeats))
+        named = [f"{number} ({_name(self._history.trials[number].suggested)})" for number in sources]
+        return f"Confirming trials {', '.join(named)}: {len(repeats)} trainings with fresh seeds."
+
+    def _end(self, event: Finished) -> None:
+        if not self._view.console.is_terminal:
             trial = self._history.trials[event.number]
             ended = sum(self._history.outcomes().values())
             said = f"[{ended}/{self._planned}] trial {event.number} ({_name(trial.suggested)}) {event.outcome}"
@@ -83,4 +112,5 @@ class LiveTable:
 
 
 def _name(suggested: Suggested) -> str:
-    return suggested.control or f"search, {loss_cell(suggested.parameters)}"
+    said = suggested.control or f"search, {loss_cell(suggested.parameters)}"
+    return f"confirms {suggested.confirms}, {said}" if suggested.confirms else said

@@ -10,11 +10,12 @@ from typing import Any
 
 from mlflow.exceptions import MlflowException
 
-from .events import Event, Finished, Reported, Suggested, Tracked, TrialHistory
+from .events import Event, Finished, Reported, Retried, Suggested, Tracked, TrialHistory
 from .journal import SearchLog
 from .tracking import TrackedSearch
 
 HINT_FILE = "hint_configuration.json"
+TRACEBACK_FILE = "traceback.txt"
 STATUS = {"completed": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 LONGEST_PAUSE_S = 30.0
 # Logged with every epoch, so it tells which ones a run has.
@@ -47,6 +48,8 @@ class MlflowLogger:
                 self._queue.put(partial(self._open, event.number))
             case Reported():
                 self._queue.put(partial(self._report, event, milliseconds))
+            case Retried():
+                self._queue.put(partial(self._retry, event))
             case Finished():
                 self._queue.put(partial(self._finish, event))
             case _:
@@ -60,12 +63,13 @@ class MlflowLogger:
             snapshot = replace(trial, reports=dict(trial.reports))
             self._queue.put(partial(self._replay, snapshot))
 
-    def close(self, interrupted: bool, seconds: float = 60) -> int:
+    def close(self, interrupted: bool, seconds: float | None = None) -> int:
         """Waits for the writing to end, closes what is open, and stops; raises what ended the writer's thread.
 
         Args:
             interrupted: whether open trials were interrupted: their runs are closed as KILLED.
-            seconds: how long a store may take nothing before it is given up.
+            seconds: how long a store may take nothing before it is given up; None: 60, or 10 after an interrupt, for
+                who interrupts does not want to wait.
 
         Returns:
             How many writes are missing in the store; a resume sends them.
@@ -74,6 +78,8 @@ class MlflowLogger:
             for trial in self._log.history.unfinished():
                 self._queue.put(partial(self._interrupt, trial))
         self._queue.put(None)
+        if seconds is None:
+            seconds = 10.0 if interrupted else 60.0
         # A slow store gets all the time it needs; one that takes nothing for so long is given up.
         left = -1
         while self._thread.is_alive() and self._queue.qsize() != left:
@@ -129,15 +135,23 @@ class MlflowLogger:
         if began is not None and began.study.get("dynamic_weights"):
             # With fewer than two terms there is nothing to share weight among.
             tags["hint_weights"] = "dynamic" if trial.suggested.hints.get("dynamic_weights") else "fixed"
+        if trial.suggested.confirms:
+            tags["confirms"] = str(trial.suggested.confirms)
         return tags | ({"control": trial.suggested.control} if trial.suggested.control else {})
 
     def _report(self, event: Reported, milliseconds: int) -> None:
         metrics = {**event.metrics, EPOCH: float(event.epoch)}
         self._tracked.log_metrics(self._open(event.number), event.epoch, metrics, milliseconds)
 
+    def _retry(self, event: Retried) -> None:
+        self._tracked.tag(self._open(event.number), {"retries": str(event.attempt), "error": event.error})
+
     def _finish(self, event: Finished) -> None:
+        run_id = self._open(event.number)
+        if event.traceback:
+            self._tracked.log_text(run_id, TRACEBACK_FILE, event.traceback)
         tags = {"outcome": event.outcome} | ({"error": event.error} if event.error else {})
-        self._tracked.close(self._open(event.number), STATUS[event.outcome], tags)
+        self._tracked.close(run_id, STATUS[event.outcome], tags)
 
     def _interrupt(self, trial: TrialHistory) -> None:
         self._tracked.close(self._open(trial.number), "KILLED", {"outcome": "interrupted"})

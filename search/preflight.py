@@ -25,6 +25,7 @@ from ..models.zoo import build_model
 from .hardware import local_execution
 from .layers import candidates_of, plan_pass
 from .places import sqlite_file
+from .plan import most_repeats, plan_trials
 from .preparation import study_data
 from .specs import model_spec, student_spec, teacher_spec
 from .study import Study
@@ -56,7 +57,7 @@ class Estimate:
     """What a search will cost at most, measured on a few steps of the largest kind of trial.
 
     Attributes:
-        trials: control and search trials.
+        trials: control and search trials, and what is confirmed.
         epoch_seconds: of one student epoch with a hint loss and the teacher's forward pass.
         training_seconds: of all trials one after the other, none of them stopped early.
         wall_seconds: with as many at once as fit on this machine.
@@ -195,12 +196,13 @@ def preset_note(study: Study) -> str | None:
     )
 
 
-def estimate(study: Study, checked: Checked, trials: int) -> Estimate:
+def estimate(study: Study, checked: Checked) -> Estimate:
     """Trains two epochs of a control's hint configuration, the teacher untrained, and extrapolates.
 
     Without torch.compile: what it takes at the start of each trial is no matter of epochs.
     """
     splits, shapes = checked.splits, checked.shapes
+    trials = len(plan_trials(study)) + most_repeats(study)
     points = select_control(shapes.teacher, shapes.stages, "stage_ends", np.random.default_rng(0))
     chosen = [shapes.teacher[index - 1] for index in points.indices]
     pairs = pair_by_depth(chosen, len(shapes.teacher), shapes.student)

@@ -1,60 +1,55 @@
 """One search from its launch to its leaderboard: the journal, the teacher, the layers, Tune, MLflow, the export."""
 
-import logging
-import os
 import re
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
-import yaml
+from mlflow.exceptions import MlflowException
 from ray import tune
-from ray.tune.experiment import Trial
 
 from ..analysis.hint_selection import HintSelection
-from ..analysis.trials import SEARCH_FILE, SearchRecord, read_search
+from ..analysis.importance import Importances
+from ..analysis.trials import SearchRecord, read_search
 from ..distill.execution import Execution
 from ..models.candidates import stage_ends
-from ..models.errors import InputError
-from ..models.own_code import is_own_code, own_code_sha256
-from ..models.weights import StateDict, save_weights, weights_sha256
-from ..models.zoo import ModelSpec
-from .events import Began, Extended, Prepared, Tracked
-from .export import export_hints, provenance
-from .figures import hint_figures, layer_figures, write_figures
+from ..models.errors import InputError, reason
+from .events import Began, Enqueued, Extended, Prepared
+from .export import HintFile, export_hints
+from .failures import FailureBudget
+from .figures import hint_figures, write_figures
+from .findings import IMPORTANCES_FILE, PARETO, export_pareto, search_importances
 from .hardware import local_execution, trial_execution
+from .interrupts import InterruptDeadline
 from .journal import SearchLog, read_journal
-from .layers import Layers, write_distances
+from .layers import Layers
 from .live import LiveTable
 from .mlflow_logger import MlflowLogger
-from .networks import as_arrays
-from .own_code import code_identities, say_own_code
+from .node_checks import check_nodes
+from .own_code import say_own_code
+from .parent_run import FIGURES, open_parent_run
 from .places import JOURNAL_FILE, new_search_name, tracking_uri
+from .plan import Plan, most_repeats
+from .points import point_of
 from .preflight import Estimate, check_study, estimate, imbalance_note, preset_note
-from .preparation import Preparation, prepare
-from .ray_session import cluster_cpus, cluster_gpus, ray_session
+from .preparation import Preparation, prepare, study_data
+from .ray_session import ray_session
 from .sampler import ArmSampler
-from .scheduler import RungScheduler
-from .searcher import JournalSearcher, PlannedTrial, TrialRecorder, close_decided, plan_trials, remaining_trials
-from .specs import student_spec
+from .searcher import JournalSearcher, close_decided
 from .study import Study, validate_study
-from .study_types import NAME_PATTERN, RETRIEVAL_OBJECTIVES
+from .study_types import NAME_PATTERN
 from .tracking import TrackedSearch, check_name_is_free, connect
-from .trial import HintResolver, TrialContext, run_trial
+from .trial import run_trial
+from .tuning import make_tuner, trial_context, trial_resolver
 from .view import View
 
 HINTS_FILE = "hints.yaml"
 OPTUNA_FILE = "optuna.db"
-DISTANCES_FILE = "distances.npz"
-# A folder of the search, and of its parent run.
-FIGURES = "figures"
-TEACHER_ARTIFACT = "teacher/teacher.safetensors"
-# Of the weights that students start from.
-START_ARTIFACT = "student/start.safetensors"
+# How long the tracking store may take nothing where an interrupt is late already.
+LATE_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -70,6 +65,8 @@ class SearchResult:
         interrupted: whether planned trials are left over.
         validation_images: size of the split that decides.
         missing_writes: what the tracking store has not taken; a resume sends it.
+        given_up: why, if too many trials in a row failed; else empty.
+        importances: what decided how good the search's trials were; None if it was interrupted.
     """
 
     name: str
@@ -80,6 +77,8 @@ class SearchResult:
     interrupted: bool
     validation_images: int
     missing_writes: int
+    given_up: str = ""
+    importances: Importances | None = None
 
 
 def run_search(
@@ -88,7 +87,9 @@ def run_search(
     name: str | None = None,
     tracking: str | None = None,
     address: str | None = None,
+    points: Sequence[HintFile] = (),
     view: View | None = None,
+    deadline: InterruptDeadline | None = None,
 ) -> SearchResult:
     """Starts a new search and sees it through.
 
@@ -97,10 +98,12 @@ def run_search(
         name: of the search; `STUDY-YYYYmmdd-HHMMSS` if it is not given.
         tracking: MLflow tracking store, before environment and study.
         address: of a Ray cluster; Ray is started on this machine without one.
+        points: exported configurations of earlier searches, which the first search trials try.
         view: where to show progress.
+        deadline: of an interrupt; what has to be done before the process ends is given to it.
 
     Raises:
-        InputError: anything that preflight finds, or a name that is taken.
+        InputError: anything that preflight finds, a name that is taken, or a point outside of the space.
     """
     view = view or View()
     name = new_search_name(study.name) if name is None else name
@@ -113,16 +116,21 @@ def run_search(
         )
     uri = tracking_uri(tracking, study.tracking.uri)
     say_own_code(study, view)
+    enqueued = [point_of(point, study) for point in points]
     checked = check_study(study, uri, address)
     for note in (preset_note(study), imbalance_note(study, checked.splits)):
         if note:
             view.say(note)
-    view.say(_announcement(name, study, estimate(study, checked, len(plan_trials(study)))))
-    check_name_is_free(connect(uri, create=True), study.name, name)
-    folder.mkdir(parents=True)
-    log = SearchLog(folder / JOURNAL_FILE)
-    log.record(Began(name, study.resolved(), version("hintsearch"), uri))
-    return _see_through(log, study, view, address)
+    view.say(_announcement(name, study, estimate(study, checked)))
+    with ray_session(address):
+        check_nodes(study, lambda: checked.splits)
+        check_name_is_free(connect(uri, create=True), study.name, name)
+        folder.mkdir(parents=True)
+        log = SearchLog(folder / JOURNAL_FILE)
+        log.record(Began(name, study.resolved(), version("hintsearch"), uri))
+        if enqueued:
+            log.record(Enqueued(enqueued))
+        return _see_through(log, study, view, address, deadline)
 
 
 def resume_search(
@@ -132,7 +140,9 @@ def resume_search(
     extend: int = 0,
     tracking: str | None = None,
     address: str | None = None,
+    points: Sequence[HintFile] = (),
     view: View | None = None,
+    deadline: InterruptDeadline | None = None,
 ) -> SearchResult:
     """Goes on with a search from its journal: same study, same numbers, same MLflow runs, none run twice.
 
@@ -142,10 +152,12 @@ def resume_search(
         extend: search trials to add to its budget.
         tracking: its MLflow tracking store, if it is to be named; a search stays in the store it began in.
         address: of a Ray cluster.
+        points: exported configurations of earlier searches, which the added trials try first.
         view: where to show progress.
+        deadline: of an interrupt; what has to be done before the process ends is given to it.
 
     Raises:
-        InputError: no such search, a damaged journal, or another tracking store.
+        InputError: no such search, a damaged journal, another tracking store, or a point outside of the space.
     """
     view = view or View()
     path = Path(storage) / name / JOURNAL_FILE
@@ -156,14 +168,24 @@ def resume_search(
     study = validate_study(began.study, str(path))
     if tracking and tracking_uri(tracking, None) != began.tracking_uri:
         raise InputError(f"--tracking is {tracking}, but {name} began in {began.tracking_uri}; leave --tracking out")
+    if points and not extend:
+        raise InputError("--points adds to the trials to come; give it at the launch of a search, or with --extend")
+    enqueued = [point_of(point, study) for point in points]
     if content.torn:
         view.say(f"The last line of {path} was torn ({content.torn} bytes) and is cut off.")
     log = SearchLog(path)
     log.replay(content.events, content.torn)
     if extend:
         log.record(Extended(extend))
+        if enqueued:
+            log.record(Enqueued(enqueued))
     connect(began.tracking_uri, create=True)
-    return _see_through(log, study, view, address)
+    close_decided(log, study.budget.rungs[-1])
+    with ExitStack() as stack:
+        if not Plan(study, log.history).over:
+            stack.enter_context(ray_session(address))
+            check_nodes(study, lambda: study_data(study))
+        return _see_through(log, study, view, address, deadline)
 
 
 def search_folder(study: Study, name: str) -> Path:
@@ -171,35 +193,60 @@ def search_folder(study: Study, name: str) -> Path:
     return Path(study.storage.path) / name
 
 
-def _see_through(log: SearchLog, study: Study, view: View, address: str | None) -> SearchResult:
+def _see_through(
+    log: SearchLog, study: Study, view: View, address: str | None, deadline: InterruptDeadline | None
+) -> SearchResult:
     """The common part of new and resumed searches."""
-    close_decided(log, study.budget.rungs[-1])
-    plan = plan_trials(study, log.history.extended)
-    left = remaining_trials(plan, log.history)
+    plan, failures = Plan(study, log.history), FailureBudget(study.budget.failures)
+    begun_over = plan.over
     with ExitStack() as stack:
-        if left:
+        if not begun_over:
             stack.enter_context(ray_session(address))
         preparation = prepare(study, view, address)
-        execution = _execution(log, study, view, ray_is_running=bool(left))
+        execution = _execution(log, study, view, ray_is_running=not begun_over)
         _check_same_teacher(log, preparation, execution)
         view.layers(preparation.layers)
-        tracked = _tracked_search(log, study, preparation, execution)
+        tracked = open_parent_run(log, study, preparation, execution)
         sampler = ArmSampler(study, tracked.name, len(stage_ends(preparation.student)))
         log.listen(sampler, from_start=True)
         logger = MlflowLogger(tracked, log)
         logger.catch_up()
         log.listen(logger)
+        log.listen(failures)
+        if deadline:
+            deadline.finish = partial(_close_late, logger, tracked)
         try:
-            if left:
-                _run_tune(log, study, preparation, execution, sampler, left, len(plan), view)
+            if not begun_over:
+                _run_tune(log, study, preparation, execution, sampler, failures, view)
         finally:
             # Also after an error or a second Ctrl-C: no run is left open.
-            interrupted = bool(remaining_trials(plan, log.history))
+            interrupted = not plan.over
+            if deadline:
+                deadline.finish = None
             missing = logger.close(interrupted)
-            sampler.save(log.path.parent / OPTUNA_FILE)
+            given_up = failures.last_error if interrupted and failures.spent else ""
             if interrupted and not missing:
-                tracked.close(tracked.parent_run_id, "KILLED", {"outcome": "interrupted"})
-    return _conclude(log, tracked, interrupted, missing, preparation)
+                status, outcome = ("FAILED", "given up") if given_up else ("KILLED", "interrupted")
+                # It answered just now, for all writes of the trials; if it no longer does, a resume closes the run.
+                with suppress(MlflowException, OSError):
+                    tracked.close(tracked.parent_run_id, status, {"outcome": outcome})
+            sampler.save(log.path.parent / OPTUNA_FILE)
+    try:
+        return _conclude(log, study, tracked, interrupted, missing, preparation, given_up)
+    except (MlflowException, OSError) as error:
+        # The store went away after the last trial was sent, or an artifact found no room: a resume concludes again.
+        view.say(f"The results could not be read back or exported ({reason(error)}).")
+        images = len(preparation.splits.validation)
+        return SearchResult(
+            tracked.name, log.path.parent, tracked.client.tracking_uri, None, None, interrupted, images, 1, given_up
+        )
+
+
+def _close_late(logger: MlflowLogger, tracked: TrackedSearch) -> None:
+    """Closes the runs while the main thread hangs."""
+    if not logger.close(interrupted=True, seconds=LATE_SECONDS):
+        with suppress(MlflowException, OSError):
+            tracked.close(tracked.parent_run_id, "KILLED", {"outcome": "interrupted"})
 
 
 def _execution(log: SearchLog, study: Study, view: View, ray_is_running: bool) -> Execution:
@@ -232,193 +279,46 @@ def _check_same_teacher(log: SearchLog, preparation: Preparation, execution: Exe
         )
 
 
-def _tracked_search(log: SearchLog, study: Study, preparation: Preparation, execution: Execution) -> TrackedSearch:
-    """The parent run, with everything that comparing and exporting needs, before the first trial."""
-    began, folder = log.history.began, log.path.parent
-    assert began is not None
-    client = connect(began.tracking_uri, create=True)
-    tracked = TrackedSearch(client, study.name, began.name, log.history.parent_run_id)
-    if log.history.parent_run_id is None:
-        log.record(Tracked(0, tracked.parent_run_id))
-    write_distances(folder / DISTANCES_FILE, preparation.layers.distances)
-    tracked.set_running(tracked.parent_run_id)
-    tracked.tag_parent(
-        {
-            "objective": study.objective.metric,
-            "direction": study.objective.direction,
-            "teacher.sha256": preparation.teacher.sha256,
-            "precision": execution.precision,
-            **{f"code.{key}": f"{path} sha256:{sha256}" for key, path, sha256 in code_identities(study)},
-        }
-    )
-    tracked.add_documents(
-        {
-            "study.yaml": yaml.safe_dump(study.resolved(), sort_keys=False),
-            "space.json": study.space.model_dump(mode="json"),
-            SEARCH_FILE: search_document(study, preparation, execution),
-        }
-    )
-    tracked.add_file(folder / DISTANCES_FILE, "layers")
-    for picture in write_figures(folder / FIGURES, layer_figures(preparation.layers)):
-        tracked.add_file(picture, FIGURES)
-    _add_weights(tracked, TEACHER_ARTIFACT, preparation.teacher.weights)
-    if preparation.start is not None:
-        _add_weights(tracked, START_ARTIFACT, preparation.start)
-    return tracked
-
-
-def _add_weights(tracked: TrackedSearch, artifact: str, weights: StateDict) -> None:
-    place = Path(artifact)
-    with TemporaryDirectory() as temporary:
-        file = Path(temporary) / place.name
-        save_weights(file, weights)
-        tracked.add_file(file, str(place.parent))
-
-
-def search_document(study: Study, preparation: Preparation, execution: Execution) -> dict[str, Any]:
-    """What an export says of the search as a whole, as an artifact of the parent run."""
-    teacher, splits = preparation.teacher, preparation.splits
-    return {
-        "study": study.resolved(),
-        "teacher": {
-            **_model(teacher.spec),
-            "candidates": study.layers.candidates,
-            "sha256": teacher.sha256,
-            "path": str(teacher.path),
-            "artifact": TEACHER_ARTIFACT,
-            "val_accuracy": teacher.val_accuracy,
-        },
-        "student": {**_model(student_spec(study, splits)), "start": _start(study, preparation)},
-        "data": {**asdict(study.data_spec()), "mean": list(splits.mean), "sd": list(splits.sd)},
-        "training": {
-            "recipe": asdict(study.recipe.recipe()),
-            "rungs": list(study.budget.rungs),
-            "device": execution.device,
-            "precision": execution.precision,
-            "compile": execution.compile,
-            "threads": study.resources.cpus_per_trial,
-        },
-        "loss_code_sha256": {name: own_code_sha256(name) for name in study.losses() if is_own_code(name)},
-        "data_code_sha256": own_code_sha256(study.data.name) if is_own_code(study.data.name) else None,
-        "validation_images": len(splits.validation),
-        "provenance": provenance(version("hintsearch")),
-    }
-
-
-def _start(study: Study, preparation: Preparation) -> dict[str, str] | None:
-    """Where the weights lie that students start from."""
-    if preparation.start is None:
-        return None
-    place = str(study.student.checkpoint)
-    return {"sha256": weights_sha256(preparation.start), "path": place, "artifact": START_ARTIFACT}
-
-
-def _model(spec: ModelSpec) -> dict[str, Any]:
-    content = spec.to_dict()
-    content["model"] = content.pop("name")
-    return {**content, "factory_sha256": own_code_sha256(spec.name)}
-
-
 def _run_tune(
     log: SearchLog,
     study: Study,
     preparation: Preparation,
     execution: Execution,
     sampler: ArmSampler,
-    left: Sequence[PlannedTrial],
-    planned: int,
+    failures: FailureBudget,
     view: View,
 ) -> None:
-    """Runs the trials that are left in a Tune experiment of their own; returns early on Ctrl-C."""
-    context = _trial_context(study, preparation, execution)
-    storage = log.path.parent / "tune"
-    experiment = 1 + sum(1 for _ in storage.iterdir()) if storage.is_dir() else 1
-    # Tune's own csv, json and tensorboard files would be a second, partial journal.
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    # Our own table shows the trials; Tune and Optuna would print between its lines.
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    resources = {"cpu": study.resources.cpus_per_trial, "gpu": study.resources.gpus_per_trial}
-    tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(run_trial, context=context), resources),
-        tune_config=tune.TuneConfig(
-            search_alg=JournalSearcher(log, sampler, _resolver(study, preparation), study, left),
-            scheduler=RungScheduler(log, study),
-            num_samples=len(left),
-            max_concurrent_trials=concurrent_trials(study),
-            reuse_actors=True,
-            trial_name_creator=trial_directory,
-            trial_dirname_creator=trial_directory,
-        ),
-        run_config=tune.RunConfig(
-            name=str(experiment),
-            storage_path=str(storage),
-            callbacks=[TrialRecorder(log)],
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
-            verbose=0,
-        ),
-    )
-    with LiveTable(view, log.history, study, planned) as table:
+    """Runs the trials that are left; returns early on Ctrl-C."""
+    searcher = JournalSearcher(log, sampler, trial_resolver(study, preparation), study, failures)
+    trainable = tune.with_parameters(run_trial, context=trial_context(study, preparation, execution))
+    tuner = make_tuner(trainable, log, study, searcher, failures)
+    with LiveTable(view, log.history, study) as table:
         log.listen(table)
         tuner.fit()
 
 
-def _trial_context(study: Study, preparation: Preparation, execution: Execution) -> TrialContext:
-    return TrialContext(
-        student=student_spec(study, preparation.splits),
-        teacher=preparation.teacher.trained(),
-        splits=preparation.splits,
-        recipe=study.recipe.recipe(),
-        rungs=study.budget.rungs,
-        start=as_arrays(preparation.start) if preparation.start else None,
-        execution=execution,
-        threads=study.resources.cpus_per_trial,
-        checkpoint_seconds=study.budget.checkpoint_seconds,
-        rankings=study.objective.metric in RETRIEVAL_OBJECTIVES,
-    )
-
-
-def _resolver(study: Study, preparation: Preparation) -> HintResolver:
-    return HintResolver(
-        preparation.layers.candidates,
-        preparation.student,
-        preparation.layers.distances,
-        study.seed,
-        study.space.hints.metric_weights,
-        preparation.similarity,
-        study.space.normalise,
-        study.warmup.warmup() if study.warmup else None,
-        study.dynamic_weights.dynamic_weights() if study.dynamic_weights else None,
-    )
-
-
-def concurrent_trials(study: Study) -> int:
-    """Trials at once: as the study says, else as many as fit on the cluster as it is now.
-
-    A cluster that scales from zero grows for trials that wait: there the study has to say it.
-    """
-    if study.resources.concurrent_trials:
-        return study.resources.concurrent_trials
-    fitting = int(cluster_cpus() // study.resources.cpus_per_trial)
-    if study.resources.gpus_per_trial:
-        fitting = min(fitting, int(cluster_gpus() // study.resources.gpus_per_trial))
-    return max(1, fitting)
-
-
-def trial_directory(trial: Trial) -> str:
-    """A short name: Tune's default holds all parameters and can be longer than file systems allow."""
-    return str(trial.trial_id)
-
-
 def _conclude(
-    log: SearchLog, tracked: TrackedSearch, interrupted: bool, missing: int, preparation: Preparation
+    log: SearchLog,
+    study: Study,
+    tracked: TrackedSearch,
+    interrupted: bool,
+    missing: int,
+    preparation: Preparation,
+    given_up: str,
 ) -> SearchResult:
     began, folder = log.history.began, log.path.parent
     assert began is not None
     # What the store has not taken cannot be read back from it.
     record = None if missing else read_search(tracked.client, began.name)
     hints: Path | None = None
+    found: Importances | None = None
     if record is not None and not interrupted:
+        found = search_importances(study, log.history)
+        tracked.add_documents({IMPORTANCES_FILE: found.to_dict()})
+        pareto = record.pareto()
+        if pareto and pareto.members:
+            for file in export_pareto(tracked.client, record, pareto, folder / PARETO):
+                tracked.add_file(file, PARETO)
         if record.winner():
             hints = folder / HINTS_FILE
             export_hints(tracked.client, record, hints)
@@ -427,7 +327,9 @@ def _conclude(
             tracked.add_file(picture, FIGURES)
         tracked.close(tracked.parent_run_id, "FINISHED", {"outcome": "completed"})
     images = len(preparation.splits.validation)
-    return SearchResult(began.name, folder, began.tracking_uri, record, hints, interrupted, images, missing)
+    return SearchResult(
+        began.name, folder, began.tracking_uri, record, hints, interrupted, images, missing, given_up, found
+    )
 
 
 def _hint_figures(log: SearchLog, record: SearchRecord, layers: Layers) -> list[Path]:
@@ -447,10 +349,12 @@ def _announcement(name: str, study: Study, cost: Estimate) -> str:
     gpu_hours = cost.training_seconds / 3600 * study.resources.gpus_per_trial
     device = "measured on this machine's CPU" if gpu_hours else "measured"
     warming = f" after {cost.warmup_epochs} of warm-up" if cost.warmup_epochs else ""
+    repeats = most_repeats(study)
+    confirming = f", up to {repeats} of them to confirm," if repeats else ""
     compiling = "" if study.resources.compile == "off" else ", and what torch.compile takes in each trial"
     teacher = "is cached" if cost.teacher_cached else f"is trained first, {study.teacher.recipe.epochs} epochs"
     return (
-        f"Search {name}: {cost.trials} trials of at most {study.budget.rungs[-1]} epochs{warming}, "
+        f"Search {name}: {cost.trials} trials{confirming} of at most {study.budget.rungs[-1]} epochs{warming}, "
         f"{cost.epoch_seconds:.2f} s an epoch ({device}): at most {_duration(cost.wall_seconds)} and "
         f"{gpu_hours:.1f} GPU-hours{compiling}. The teacher {teacher}."
     )

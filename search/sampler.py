@@ -6,28 +6,19 @@ before it alone, also after a resume.
 """
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import distribution_to_json
 
-from ..analysis.hint_selection import AUTO
-from ..distill.loss_names import names_together
 from ..distill.seeding import derived_seed
 from ..models.files import replacing
 from .events import Event, Finished, Reported, Suggested
+from .points import choices_of
 from .study import Study
-from .study_sections import Range, Space
-from .study_types import KD_ONLY, NO_DISTILLATION
-
-Parameters = dict[str, Any]
-
-# Optuna's names of its yes-or-no choices: an optional term after its weight, a layer metric after the prefix.
-SWITCH = ".on"
-# Between a weight's name and the loss whose own range it has.
-OF_LOSS = "@"
-METRIC_SWITCH = "hints.metrics."
+from .suggestions import Parameters, chosen, default_parameters, suggest_parameters
 
 
 class ArmSampler:
@@ -46,13 +37,20 @@ class ArmSampler:
         self._storage = optuna.storages.InMemoryStorage()
         self._studies: dict[str, optuna.Study] = {}
         self._trials: dict[int, tuple[optuna.Study, optuna.Trial]] = {}
+        # Of each trial the latest value of each objective, in the order of their directions.
+        objective = study.objective
+        self._objectives = [objective.metric, *([objective.against] if objective.against else [])]
+        self._values: dict[int, dict[str, float]] = {}
 
-    def suggest(self, number: int, control: str) -> tuple[Parameters, dict[str, str]]:
+    def suggest(
+        self, number: int, control: str, point: Mapping[str, Any] | None = None
+    ) -> tuple[Parameters, dict[str, str]]:
         """Parameters for a new trial.
 
         Args:
             number: of the trial.
             control: name of its control arm; empty for a search trial.
+            point: parameters that a search trial is to have, of an earlier search; checked by `choices_of` before.
 
         Returns:
             Every parameter by its MLflow name, and Optuna's JSON of the distributions of those that it chose.
@@ -60,20 +58,23 @@ class ArmSampler:
         study = self._optuna_study(control)
         if control and not study.trials:
             study.enqueue_trial(default_parameters(self._study.space, self._study.recipe.lr))
+        if point is not None:
+            study.enqueue_trial(choices_of(point, self._study))
         return self._ask(study, number, control)
 
     def on_event(self, event: Event) -> None:
-        """Tells Optuna; a suggestion that it has not made itself is added as a running trial."""
+        """Tells Optuna; a suggestion that it has not made itself is added as a running trial.
+
+        Of repeats, which nobody suggested, it does not hear.
+        """
         match event:
-            case Suggested() if event.number not in self._trials:
+            case Suggested() if event.number not in self._trials and event.arm != "confirm":
                 study = self._optuna_study(event.control)
-                study.enqueue_trial({name: _chosen(name, event.parameters) for name in event.distributions})
+                study.enqueue_trial({name: chosen(name, event.parameters) for name in event.distributions})
                 self._ask(study, event.number, event.control)
-            case Reported():
-                if self._study.objective.metric in event.metrics:
-                    value = event.metrics[self._study.objective.metric]
-                    self._trials[event.number][1].report(value, step=event.epoch)
-            case Finished():
+            case Reported() if event.number in self._trials:
+                self._report(event)
+            case Finished() if event.number in self._trials:
                 self._tell(event)
             case _:
                 pass
@@ -91,7 +92,7 @@ class ArmSampler:
         if control not in self._studies:
             self._studies[control] = optuna.create_study(
                 study_name=f"{self._name}/{control}" if control else self._name,
-                direction=self._study.objective.direction,
+                directions=[self._study.objective.direction, "minimize"][: len(self._objectives)],
                 storage=self._storage,
             )
         return self._studies[control]
@@ -105,6 +106,13 @@ class ArmSampler:
         self._trials[number] = study, trial
         return parameters, {name: distribution_to_json(d) for name, d in trial.distributions.items()}
 
+    def _report(self, event: Reported) -> None:
+        values = {name: event.metrics[name] for name in self._objectives if name in event.metrics}
+        self._values.setdefault(event.number, {}).update(values)
+        # Optuna keeps intermediate values of one objective only.
+        if len(self._objectives) == 1 and values:
+            self._trials[event.number][1].report(values[self._study.objective.metric], step=event.epoch)
+
     def _tell(self, event: Finished) -> None:
         study, trial = self._trials[event.number]
         states = {
@@ -112,140 +120,10 @@ class ArmSampler:
             "pruned": optuna.trial.TrialState.PRUNED,
             "failed": optuna.trial.TrialState.FAIL,
         }
-        value = None
+        values = None
         if event.outcome == "completed":
-            reported = study.trials[trial.number].intermediate_values
-            value = reported[max(reported)]
-        study.tell(trial, value, state=states[event.outcome])
-
-
-def suggest_parameters(
-    trial: optuna.Trial, space: Space, control: str, control_clusters: int, recipe_lr: float
-) -> Parameters:
-    """Asks Optuna for what the arm leaves open, define-by-run.
-
-    Args:
-        trial: source of the values.
-        space: what may be chosen.
-        control: name of a control arm; empty for a search trial.
-        control_clusters: number of hint points of a control.
-        recipe_lr: the learning rate if the space does not search it.
-
-    Returns:
-        Every parameter by its MLflow name; weights that are off are 0.
-    """
-    parameters: Parameters = {}
-    if not control:
-        clusters = space.hints.clusters
-        parameters["hints.clusters"] = (
-            AUTO if clusters.auto else trial.suggest_int("hints.clusters", clusters.low, clusters.high)
-        )
-        parameters["hints.metrics"] = ",".join(_metric_subset(trial, space.hints.metrics))
-        parameters["hints.selector"] = _choice(trial, "hints.selector", space.hints.selectors)
-        parameters["hints.pairing"] = _choice(trial, "hints.pairing", space.hints.pairings)
-    elif control not in (NO_DISTILLATION, KD_ONLY):
-        parameters |= {"hints.clusters": control_clusters, "hints.metrics": "", "hints.selector": control}
-    if "hints.selector" in parameters:
-        parameters["loss.hint"] = _choice(trial, "loss.hint", space.loss.hint)
-        for name, loss in hint_weights(parameters["loss.hint"]):
-            span = space.weight.of_hint(loss)
-            parameters[name] = _value(trial, _optuna_name(name, loss, space), span)
-    else:
-        parameters["weight.hint"] = 0.0
-    parameters |= _other_weights(trial, space, control)
-    parameters["lr"] = _value(trial, "lr", space.lr) if space.lr else recipe_lr
-    return parameters
-
-
-def _other_weights(trial: optuna.Trial, space: Space, control: str) -> Parameters:
-    """Losses and weights of what is no hint of inner layers."""
-    weight, parameters = space.weight, Parameters()
-    distils = control != NO_DISTILLATION
-    embeds = distils and weight.embedding.high > 0
-    parameters["weight.logit"] = 0.0
-    if distils:
-        # KD only without its logit loss would be no distillation at all, unless the penultimate features are taught.
-        may_be_off = weight.logit.optional and not (control == KD_ONLY and weight.embedding.may_be_zero)
-        parameters["weight.logit"] = _value(trial, "weight.logit", weight.logit, may_be_off)
-    if parameters["weight.logit"] > 0:
-        parameters["loss.logit"] = _choice(trial, "loss.logit", space.loss.logit)
-        parameters["temperature"] = _value(trial, "temperature", space.temperature)
-    if embeds:
-        parameters["weight.embedding"] = _value(trial, "weight.embedding", weight.embedding)
-        if parameters["weight.embedding"] > 0:
-            parameters["loss.embedding"] = _choice(trial, "loss.embedding", space.loss.embedding)
-    taught = parameters["weight.logit"] > 0 or parameters.get("weight.embedding", 0.0) > 0
-    if control in (NO_DISTILLATION, KD_ONLY) and not taught and weight.classification.may_be_zero:
-        # Labels are all that is left.
-        parameters["weight.classification"] = 1.0
-    else:
-        parameters["weight.classification"] = _value(trial, "weight.classification", weight.classification)
-    return parameters
-
-
-def hint_weights(losses: str) -> tuple[tuple[str, str], ...]:
-    """The parameters that hold the weights of hint losses such as `at+crd`, and the loss of each."""
-    return tuple(
-        ("weight.hint" if number == 1 else f"weight.hint.{number}", loss)
-        for number, loss in enumerate(names_together(losses), start=1)
-    )
-
-
-def default_parameters(space: Space, recipe_lr: float) -> Parameters:
-    """What the first trial of a control arm takes: the study's defaults, every optional term on."""
-    weight = space.weight
-    ranges = {_optuna_name(name, loss, space): weight.of_hint(loss) for name, loss in hint_weights(space.loss.hint[0])}
-    ranges |= {
-        "weight.logit": weight.logit,
-        "weight.embedding": weight.embedding,
-        "weight.classification": weight.classification,
-        "temperature": space.temperature,
-    }
-    if space.lr:
-        ranges["lr"] = space.lr
-    switches = {f"{name}{SWITCH}": True for name, r in ranges.items() if r.optional}
-    values = {name: r.default for name, r in ranges.items()}
-    losses = {
-        "loss.hint": space.loss.hint[0],
-        "loss.logit": space.loss.logit[0],
-        "loss.embedding": space.loss.embedding[0],
-    }
-    return {**losses, "lr": recipe_lr, **values, **switches}
-
-
-def _optuna_name(name: str, loss: str, space: Space) -> str:
-    """Optuna's name of a weight: a loss with a range of its own has a distribution of its own."""
-    return f"{name}{OF_LOSS}{loss}" if loss in space.weight.by_loss else name
-
-
-def _chosen(name: str, parameters: Parameters) -> Any:
-    """What Optuna chose under that name, from parameters that show only what its switches led to."""
-    if name in parameters:
-        return parameters[name]
-    value = parameters.get(name.removesuffix(SWITCH).partition(OF_LOSS)[0])
-    if value is not None:
-        return value > 0 if name.endswith(SWITCH) else value
-    return name.removeprefix(METRIC_SWITCH) in parameters["hints.metrics"].split(",")
-
-
-def _metric_subset(trial: optuna.Trial, metrics: tuple[str, ...]) -> list[str]:
-    """A subset that is never empty: the last metric is asked about only if another is in, and is in otherwise."""
-    chosen = [m for m in metrics[:-1] if trial.suggest_categorical(f"{METRIC_SWITCH}{m}", [True, False])]
-    last = metrics[-1]
-    if not chosen or trial.suggest_categorical(f"{METRIC_SWITCH}{last}", [True, False]):
-        chosen.append(last)
-    return chosen
-
-
-def _choice(trial: optuna.Trial, name: str, options: tuple[str, ...]) -> str:
-    return options[0] if len(options) == 1 else str(trial.suggest_categorical(name, options))
-
-
-def _value(trial: optuna.Trial, name: str, span: Range, may_be_off: bool | None = None) -> float:
-    off_allowed = span.optional if may_be_off is None else may_be_off
-    if off_allowed and not trial.suggest_categorical(f"{name}{SWITCH}", [True, False]):
-        return 0.0
-    return trial.suggest_float(name, span.low, span.high, log=True) if span.searched else span.low
+            values = [self._values[event.number][name] for name in self._objectives]
+        study.tell(trial, values, state=states[event.outcome])
 
 
 def _new_sampler(study: Study, number: int) -> optuna.samplers.BaseSampler:

@@ -11,16 +11,18 @@ import numpy as np
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from .events import Decision, Finished, History, Reported
+from .events import Decision, Finished, History, Reported, TrialHistory
+from .failures import FailureBudget
 from .journal import SearchLog
 from .study import Study
+from .study_types import STUDENT_PARAMETERS, TRAINING_SECONDS
 
 
 def rung_decision(history: History, study: Study, number: int, epoch: int, value: float) -> Decision:
     """ASHA's decision at a rung's end (Li et al. 2020, arXiv 1810.05934, asynchronous successive halving).
 
     A search trial goes on if its value is not worse than the best 1/reduction of the values that reached this rung
-    before it. Control arms' values count, but they are never stopped.
+    before it. Control arms' values count, but they are never stopped; repeats neither count nor are stopped.
     """
     sign = 1.0 if study.objective.direction == "maximize" else -1.0
     if history.trials[number].suggested.arm != "search":
@@ -28,7 +30,7 @@ def rung_decision(history: History, study: Study, number: int, epoch: int, value
     earlier = [
         sign * trial.reports[epoch].metrics[study.objective.metric]
         for trial in history.trials.values()
-        if epoch in trial.reports and trial.number != number
+        if epoch in trial.reports and trial.number != number and trial.suggested.arm != "confirm"
     ]
     if not earlier:
         return "continue"
@@ -42,11 +44,14 @@ class RungScheduler(FIFOScheduler):
     Args:
         log: the search's log.
         study: its objective and budget are used.
+        failures: when the search is given up, and no trial goes on.
     """
 
-    def __init__(self, log: SearchLog, study: Study) -> None:
+    def __init__(self, log: SearchLog, study: Study, failures: FailureBudget) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._log, self._study = log, study
+        self._log, self._study, self._failures = log, study, failures
+        # With two objectives no value is worse than another.
+        self._stops = study.objective.against is None
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Called by Tune for every report, and once more with the last report when the function returns."""
@@ -55,12 +60,13 @@ class RungScheduler(FIFOScheduler):
         if known.finished is not None:
             return str(TrialScheduler.STOP)
         if "failure" in result:
-            self._log.record(Finished(number, "failed", result["failure"]))
+            self._log.record(Finished(number, "failed", result["failure"], result.get("traceback", "")))
             return str(TrialScheduler.STOP)
         epoch = int(result["epoch"])
         # A trial that went on from a checkpoint repeats epochs that the journal has: they are not recorded again.
         if epoch not in known.reports:
             metrics = {name: float(result[name]) for name in result if _is_ours(name)}
+            metrics[TRAINING_SECONDS] = _seconds_so_far(known) + float(result["epoch_seconds"])
             # Rankings are measured at the end of a rung only.
             value = metrics.get(self._study.objective.metric)
             if value is not None and not math.isfinite(value):
@@ -69,16 +75,29 @@ class RungScheduler(FIFOScheduler):
                 self._log.record(Finished(number, "failed", reason))
                 return str(TrialScheduler.STOP)
             decision: Decision | None = None
-            if value is not None and epoch in self._study.budget.rungs[:-1]:
+            if self._stops and value is not None and epoch in self._study.budget.rungs[:-1]:
                 decision = rung_decision(self._log.history, self._study, number, epoch, value)
             self._log.record(Reported(number, epoch, metrics, decision))
-        return str(TrialScheduler.STOP if known.stopped else TrialScheduler.CONTINUE)
+        ends = known.stopped or self._failures.spent
+        return str(TrialScheduler.STOP if ends else TrialScheduler.CONTINUE)
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its parts for a restore of its own, which the journal replaces."""
         return {}
 
 
+def _seconds_so_far(trial: TrialHistory) -> float:
+    return trial.last.metrics.get(TRAINING_SECONDS, 0.0) if trial.last else 0.0
+
+
 def _is_ours(metric: str) -> bool:
-    single = ("lr", "train_loss", "images_per_second", "warmup_seconds", "adapter_parameters")
+    single = (
+        "lr",
+        "train_loss",
+        "images_per_second",
+        "warmup_seconds",
+        "adapter_parameters",
+        "accumulation_steps",
+        STUDENT_PARAMETERS,
+    )
     return metric in single or metric.startswith(("val_", "loss_", "normaliser_", "warmup_loss_", "hint_weight."))

@@ -1,8 +1,7 @@
-"""What Tune runs next: trials to go on with, control arms, then Optuna's suggestions."""
+"""What Tune runs next: trials to go on with, control arms, Optuna's suggestions, then repeats with fresh seeds."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,38 +9,14 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from .events import Arm, Checkpointed, Finished, History, Outcome, Suggested
+from ..analysis.hint_selection import RANDOM
+from .events import Checkpointed, Finished, History, Outcome, Retried, Suggested
+from .failures import FailureBudget
 from .journal import SearchLog
+from .plan import Plan, PlannedTrial, Repeat
 from .sampler import ArmSampler
 from .study import Study
 from .trial import HintResolver, tune_config
-
-
-@dataclass(frozen=True)
-class PlannedTrial:
-    """A trial to run: its number and its arm; `control` names the control arm."""
-
-    number: int
-    arm: Arm
-    control: str = ""
-
-
-def plan_trials(study: Study, extended: int = 0) -> list[PlannedTrial]:
-    """All trials of a search in the order of their numbers: control arms first, dealt out evenly, then the search's.
-
-    Args:
-        study: its controls and budget are used.
-        extended: search trials on top of the budget.
-    """
-    arms = study.controls.arms
-    controls = [PlannedTrial(i + 1, "control", arms[i % len(arms)]) for i in range(study.control_trials)]
-    first = len(controls) + 1
-    return controls + [PlannedTrial(first + i, "search") for i in range(study.budget.trials + extended)]
-
-
-def remaining_trials(plan: Sequence[PlannedTrial], history: History) -> list[PlannedTrial]:
-    """Those of the plan without an outcome."""
-    return [p for p in plan if p.number not in history.trials or history.trials[p.number].finished is None]
 
 
 def close_decided(log: SearchLog, last_epoch: int) -> None:
@@ -55,39 +30,54 @@ def close_decided(log: SearchLog, last_epoch: int) -> None:
 class JournalSearcher(Searcher):
     """Hands the planned trials to Tune one by one; journals each suggestion and each outcome before it takes effect.
 
+    Trials that the history knows are issued again with their parameters. When search and control trials are over, what
+    is to be confirmed is planned.
+
     Args:
         log: the search's log.
         sampler: source of new parameters.
         resolver: turns parameters into hint configurations.
         study: its budget is used.
-        remaining: trials to run, in order; those that the history knows are issued again with their parameters.
+        failures: when the search is given up.
     """
 
     def __init__(
-        self,
-        log: SearchLog,
-        sampler: ArmSampler,
-        resolver: HintResolver,
-        study: Study,
-        remaining: Sequence[PlannedTrial],
+        self, log: SearchLog, sampler: ArmSampler, resolver: HintResolver, study: Study, failures: FailureBudget
     ) -> None:
         super().__init__()
         self._log, self._sampler, self._resolver, self._study = log, sampler, resolver, study
-        self._remaining = list(remaining)
+        self._plan, self._failures = Plan(study, log.history), failures
+        self._remaining = self._plan.remaining
         self._numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> Any:
-        """The Tune configuration of the next trial, or FINISHED."""
-        if not self._remaining:
+        """The Tune configuration of the next trial; FINISHED; None: not before running trials are over."""
+        if self._failures.spent:
             return Searcher.FINISHED
+        if not self._remaining and self._plan.repeats_due():
+            self._log.record(self._plan.confirming())
+            self._remaining = self._plan.remaining
+        if not self._remaining:
+            # What trials that still run come to decides what is confirmed.
+            return Searcher.FINISHED if self._all_planned() else None
         planned = self._remaining.pop(0)
         self._numbers[trial_id] = planned.number
         known = self._log.history.trials.get(planned.number)
         if known is not None:
             return tune_config(known.suggested, known.checkpoint.path if known.checkpoint else None)
-        parameters, distributions = self._sampler.suggest(planned.number, planned.control)
+        suggested = self._repeated(planned, planned.repeat) if planned.repeat else self._new(planned)
+        self._log.record(suggested)
+        return tune_config(suggested, None)
+
+    def _all_planned(self) -> bool:
+        return self._study.confirm.seeds == 0 or all(trial.arm == "confirm" for trial in self._plan.remaining)
+
+    def _new(self, planned: PlannedTrial) -> Suggested:
+        points = self._log.history.points
+        point = points[0] if points and planned.arm == "search" else None
+        parameters, distributions = self._sampler.suggest(planned.number, planned.control, point)
         hints, selection = self._resolver.resolve(planned.number, planned.control, parameters)
-        suggested = Suggested(
+        return Suggested(
             planned.number,
             planned.arm,
             planned.control,
@@ -99,8 +89,26 @@ class JournalSearcher(Searcher):
             data_seed=self._study.seed,
             init_seed=self._study.seed,
         )
-        self._log.record(suggested)
-        return tune_config(suggested, None)
+
+    def _repeated(self, planned: PlannedTrial, repeat: Repeat) -> Suggested:
+        first = self._log.history.trials[repeat.confirms].suggested
+        hints, selection = first.hints, first.selection
+        if first.control == RANDOM:
+            # Its layers are its seed's.
+            configuration, drawn = self._resolver.resolve(planned.number, RANDOM, first.parameters)
+            hints, selection = configuration.to_dict(), asdict(drawn) if drawn else {}
+        return Suggested(
+            planned.number,
+            "confirm",
+            first.control,
+            first.parameters,
+            {},
+            hints,
+            selection,
+            data_seed=repeat.data_seed,
+            init_seed=repeat.init_seed,
+            confirms=repeat.confirms,
+        )
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Called by Tune when a trial is over; failures are recorded with their reason by `TrialRecorder`."""
@@ -144,22 +152,32 @@ class TrialRecorder(tune.Callback):
         number, epoch = int(trial.config["number"]), int(trial.last_result["epoch"])
         self._log.record(Checkpointed(number, epoch, str(checkpoint.path)))
 
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A trial raised or its process died, and Tune begins it again from its last checkpoint."""
+        number = int(trial.config["number"])
+        self._log.record(Retried(number, self._log.history.trials[number].retries + 1, _reason(_errors(trial))))
+
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial raised or its process died."""
+        """A trial raised or its process died once more than it may."""
         number = int(trial.config["number"])
         if self._log.history.trials[number].finished is None:
-            self._log.record(Finished(number, "failed", _reason(trial)))
+            said = _errors(trial)
+            self._log.record(Finished(number, "failed", _reason(said), said))
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its parts for a restore of its own, which the journal replaces."""
         return {}
 
 
-def _reason(trial: Trial) -> str:
-    """The last line of the error that Tune has just written; its own `get_error` looks where it is copied later."""
+def _errors(trial: Trial) -> str:
+    """What Tune has just written of all failures; its own `get_error` looks where it is copied later."""
     file = trial.error_file
-    lines = Path(file).read_text().split("\n") if file and Path(file).is_file() else []
-    said = [line for line in lines if line.strip()]
+    return Path(file).read_text(errors="replace") if file and Path(file).is_file() else ""
+
+
+def _reason(errors: str) -> str:
+    """Why the last attempt failed, in one line."""
+    said = [line for line in errors.split("\n") if line.strip()]
     return said[-1].strip()[:500] if said else "the trial's process died"
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
+from ..analysis.pairing import BY_SIMILARITY
 from ..distill.data import DataSpec
 from ..distill.feature_losses import STRONGEST_CHANNELS
 from ..distill.loss_names import TOGETHER, is_joint, names_together
@@ -19,6 +20,7 @@ from ..models.own_code import is_own_code
 from .study_file import read_study
 from .study_sections import (
     BudgetSection,
+    ConfirmSection,
     ControlsSection,
     DataSection,
     DynamicWeightsSection,
@@ -34,7 +36,14 @@ from .study_sections import (
     TrackingSection,
     WarmupSection,
 )
-from .study_types import CLASSIFIER_OBJECTIVES, NAME_PATTERN, RETRIEVAL_OBJECTIVES, Section, by_method
+from .study_types import (
+    CLASSIFIER_OBJECTIVES,
+    NAME_PATTERN,
+    RETRIEVAL_OBJECTIVES,
+    STUDENT_PARAMETERS,
+    Section,
+    by_method,
+)
 
 
 class Study(Section):
@@ -52,6 +61,7 @@ class Study(Section):
     warmup: Annotated[WarmupSection | None, BeforeValidator(by_method)] = None
     dynamic_weights: Annotated[DynamicWeightsSection | None, BeforeValidator(by_method)] = None
     controls: ControlsSection = ControlsSection()
+    confirm: ConfirmSection = ConfirmSection()
     budget: BudgetSection = BudgetSection()
     resources: ResourcesSection = ResourcesSection()
     tracking: TrackingSection = TrackingSection()
@@ -105,6 +115,7 @@ class Study(Section):
                 "has as many; let space.weight.logit be above 0, or add hint losses or clusters"
             )
         self._check_effective()
+        self._check_widths()
         if self.warmup and is_joint(self.warmup.loss):
             raise InputError(
                 f"warmup.loss is {self.warmup.loss!r}, which is of all hint pairs together, but a warm-up learns "
@@ -138,6 +149,25 @@ class Study(Section):
             raise InputError(
                 f"warmup.base_epochs is {self.warmup.base_epochs}, but warmup.epochs says how long each lesson is; "
                 "remove one"
+            )
+
+    def _check_widths(self) -> None:
+        """Raises `InputError` where several widths of the student do not fit what else the study says."""
+        if not self.space.student_width:
+            if self.objective.against == STUDENT_PARAMETERS:
+                raise InputError(
+                    f"objective.against is {STUDENT_PARAMETERS}, but all students are of one size; give several in "
+                    "space.student_width"
+                )
+            return
+        if self.student.checkpoint:
+            raise InputError(
+                "space.student_width has several students, but student.checkpoint has the weights of one; remove one"
+            )
+        if BY_SIMILARITY in self.space.hints.pairings:
+            raise InputError(
+                f"space.hints.pairings has {BY_SIMILARITY!r}, which measures one student, but space.student_width has "
+                "several; remove one"
             )
 
     @property

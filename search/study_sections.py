@@ -14,6 +14,7 @@ from ..models.errors import InputError
 from .study_types import (
     AUTO_PRECISION,
     CONTROL_ARMS,
+    COSTS,
     CompileMode,
     ControlName,
     DataName,
@@ -41,6 +42,9 @@ from .study_types import (
     distinct,
     one_of,
 )
+
+# Of a claim: with two, the interval of a difference is nearly without bounds.
+FEWEST_SEEDS = 3
 
 
 class DataSection(Section):
@@ -348,6 +352,7 @@ class Space(Section):
         normalise: whether hint terms are divided by their size at the start; if not, weights are raw ones.
         temperature: τ of the logit loss.
         lr: learning rate; None: the recipe's.
+        student_width: factors on the student's channel counts, in the place of `student.width`; empty: that one.
     """
 
     preset: LossPresetName | None = None
@@ -357,6 +362,7 @@ class Space(Section):
     normalise: bool = True
     temperature: PositiveRange = PositiveRange(low=4, high=4, default=4)
     lr: PositiveRange | None = None
+    student_width: Annotated[tuple[Annotated[float, Field(gt=0)], ...], AfterValidator(distinct)] = ()
 
     @property
     def most_hint_terms(self) -> int:
@@ -380,10 +386,18 @@ class Space(Section):
 
 
 class ObjectiveSection(Section):
-    """What the search improves."""
+    """What the search improves.
+
+    Attributes:
+        metric: after the last rung, on the validation images.
+        direction: of the metric.
+        against: a cost that is to be small at the same time: measured seconds of training, or the size of the student.
+            Nothing is stopped early then, for Optuna reports and prunes one objective only.
+    """
 
     metric: ObjectiveName = "val_accuracy"
     direction: Literal["maximize", "minimize"] = "maximize"
+    against: Annotated[str, one_of("cost", COSTS)] | None = None
 
 
 class ControlsSection(Section):
@@ -398,6 +412,29 @@ class ControlsSection(Section):
     trials: Annotated[int, Field(ge=0)] | None = None
 
 
+class ConfirmSection(Section):
+    """What is repeated with fresh seeds when search and controls are over.
+
+    Attributes:
+        configurations: the best so many of the search.
+        controls: the best so many control arms, each by its best trial.
+        seeds: pairs of a data seed and an init seed, the same for all that is confirmed; 0: nothing is confirmed.
+    """
+
+    configurations: Annotated[int, Field(ge=1)] = 2
+    controls: Annotated[int, Field(ge=1)] = 2
+    seeds: Annotated[int, Field(ge=0)] = 5
+
+    @model_validator(mode="after")
+    def _enough(self) -> Self:
+        if 0 < self.seeds < FEWEST_SEEDS:
+            raise InputError(
+                f"seeds is {self.seeds}, but a difference has no meaning below {FEWEST_SEEDS} seeds; set it to "
+                f"{FEWEST_SEEDS} or more, or to 0 to confirm nothing"
+            )
+        return self
+
+
 class BudgetSection(Section):
     """How much is trained.
 
@@ -407,6 +444,9 @@ class BudgetSection(Section):
         reduction: ASHA goes on with the best 1/reduction at each rung.
         startup_trials: random suggestions before Optuna's TPE takes over.
         checkpoint_seconds: a trial is checkpointed at rungs, and after so many seconds.
+        retries: how often a trial that raised or lost its process is begun again from its last checkpoint. A loss that
+            is not finite, or a configuration that the networks refuse, would be so again: such a trial fails at once.
+        failures: after so many failed trials in a row a search is given up.
     """
 
     trials: Annotated[int, Field(ge=1)] = 20
@@ -414,6 +454,8 @@ class BudgetSection(Section):
     reduction: Annotated[float, Field(gt=1)] = 3
     startup_trials: Annotated[int, Field(ge=1)] = 10
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 30
+    retries: Annotated[int, Field(ge=0)] = 2
+    failures: Annotated[int, Field(ge=1)] = 5
 
     @model_validator(mode="after")
     def _increasing(self) -> Self:

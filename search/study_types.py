@@ -35,6 +35,10 @@ RETRIEVAL_OBJECTIVES = (
     "val_precision_at_100_l2",
 )
 OBJECTIVES = CLASSIFIER_OBJECTIVES + RETRIEVAL_OBJECTIVES
+TRAINING_SECONDS = "training_seconds"
+STUDENT_PARAMETERS = "student_parameters"
+# What may be weighed against an objective.
+COSTS = (TRAINING_SECONDS, STUDENT_PARAMETERS)
 # Instead of a path: the weights that a library ships with a network.
 PRETRAINED = "pretrained"
 # Of the hardware that runs a trial.
@@ -111,8 +115,8 @@ def by_method(value: Any) -> Any:
     return {"method": value} if isinstance(value, str) else value
 
 
-def distinct(names: Sequence[str]) -> Sequence[str]:
-    """The names, if none is there twice."""
+def distinct(names: Sequence[Any]) -> Sequence[Any]:
+    """The names, or numbers, if none is there twice."""
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"{name!r} is listed twice, but each may stand once; remove one")

@@ -90,8 +90,7 @@ class TrackedSearch:
 
     def tag_parent(self, tags: Mapping[str, str]) -> None:
         """Sets tags of the parent run."""
-        for key, value in tags.items():
-            self.client.set_tag(self.parent_run_id, key, value)
+        self.tag(self.parent_run_id, tags)
 
     def find_trial(self, number: int) -> str | None:
         """The run of a trial, looked up by parent and number before one is created."""
@@ -116,6 +115,14 @@ class TrackedSearch:
         """A JSON artifact of a run."""
         self.client.log_dict(run_id, content, path)
 
+    def log_text(self, run_id: str, path: str, text: str) -> None:
+        """A text artifact of a run."""
+        self.client.log_text(run_id, text, path)
+
+    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Sets tags of a run."""
+        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
     def log_metrics(self, run_id: str, epoch: int, metrics: Mapping[str, float], milliseconds: int) -> None:
         """One epoch's figures in one request."""
         batch = [Metric(name, value, milliseconds, epoch) for name, value in metrics.items()]
@@ -136,7 +143,7 @@ class TrackedSearch:
 
     def close(self, run_id: str, status: str, tags: Mapping[str, str]) -> None:
         """Ends a run with its outcome."""
-        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        self.tag(run_id, tags)
         self.client.set_terminated(run_id, status)
 
     def _find_parent(self, search: str) -> str | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
+from traceback import format_exc
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ from ..models.errors import InputError
 from ..models.zoo import ModelSpec
 from .events import Suggested
 from .networks import TrainedNetwork, as_tensors
-from .sampler import hint_weights
+from .suggestions import STUDENT_WIDTH, hint_weights
 
 CHECKPOINT_FILE = "training.pt"
 
@@ -157,6 +158,7 @@ def tune_config(suggested: Suggested, checkpoint: str | None) -> dict[str, Any]:
         "lr": suggested.parameters["lr"],
         "data_seed": suggested.data_seed,
         "init_seed": suggested.init_seed,
+        "width": suggested.parameters.get(STUDENT_WIDTH),
         "checkpoint": checkpoint,
     }
 
@@ -172,7 +174,8 @@ def run_trial(config: dict[str, Any], context: TrialContext) -> None:
     try:
         _train(config, context)
     except (NonFiniteLossError, InputError) as error:
-        tune.report({"epoch": 0, "failure": str(error)})
+        # It would be so again: no retry helps.
+        tune.report({"epoch": 0, "failure": str(error), "traceback": format_exc()})
     finally:
         # The actor's next trial starts with all of the device's memory.
         if context.execution.device == "cuda":
@@ -181,8 +184,9 @@ def run_trial(config: dict[str, Any], context: TrialContext) -> None:
 
 def _train(config: dict[str, Any], context: TrialContext) -> None:
     hints = HintConfiguration.from_dict(config["hints"])
+    student = context.student if config["width"] is None else replace(context.student, width=config["width"])
     trainer = Trainer(
-        context.student,
+        student,
         context.splits,
         replace(context.recipe, lr=config["lr"]),
         context.rungs,
@@ -193,13 +197,18 @@ def _train(config: dict[str, Any], context: TrialContext) -> None:
         execution=context.execution,
         rankings=context.rankings,
     )
-    if config["checkpoint"]:
-        with tune.Checkpoint(config["checkpoint"]).as_directory() as folder:
+    checkpoint = _last_checkpoint(config)
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
             trainer.load_checkpoint(Path(folder) / CHECKPOINT_FILE)
     saved = monotonic()
     for result in trainer.epochs():
         metrics = {"epoch": result.epoch, **result.metrics}
+        # The driver adds them up.
+        metrics["epoch_seconds"] = len(context.splits.train) / metrics["images_per_second"]
+        metrics["epoch_seconds"] += metrics.get("warmup_seconds", 0.0)
         if result.epoch == 1:
+            metrics["student_parameters"] = sum(parameter.numel() for parameter in trainer.student.parameters())
             metrics |= {
                 f"normaliser_{i}": value for i, value in enumerate(trainer.normalisers, start=1) if value is not None
             }
@@ -212,3 +221,11 @@ def _train(config: dict[str, Any], context: TrialContext) -> None:
             trainer.save_checkpoint(Path(folder) / CHECKPOINT_FILE)
             tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
         saved = monotonic()
+
+
+def _last_checkpoint(config: dict[str, Any]) -> tune.Checkpoint | None:
+    """Where the trial goes on: after a failure in this launch Tune knows it, else as the journal had it."""
+    last: tune.Checkpoint | None = tune.get_checkpoint()
+    if last is None and config["checkpoint"]:
+        last = tune.Checkpoint(config["checkpoint"])
+    return last

@@ -180,8 +180,12 @@ class View:
         self.say("Pictures: " + ", ".join(os.path.relpath(path) for path in paths))
 
     def leaderboard(self, record: SearchRecord, trials: Sequence[TrialRow] | None = None) -> None:
-        """Completed trials best first, control arms marked; then how the others ended."""
-        shown = [t for t in record.trials if t.outcome == "completed"] if trials is None else list(trials)
+        """Completed trials best first, control arms marked; then how the others ended.
+
+        Repeats with fresh seeds have a table of their own, unless `trials` has them.
+        """
+        completed = [t for t in record.trials if t.outcome == "completed" and t.arm != "confirm"]
+        shown = completed if trials is None else list(trials)
         table = Table(title=f"Leaderboard of {record.name} by {record.metric}")
         columns = ("trial", "arm", "hint points from", "K", "hint points", "loss", "β hint", "α logit", "τ", "epochs")
         for column in (*columns, record.metric):

@@ -53,6 +53,19 @@ def add_trial(client: MlflowClient) -> Callable[..., str]:
 
 
 @pytest.fixture
+def add_repeat(client: MlflowClient, add_trial: Callable[..., str]) -> Callable[..., str]:
+    """Makes the run of a confirm trial; its last value is that of epoch 24."""
+
+    def make(parent: str, number: int, confirms: int, seeds: tuple[int, int], value: float, **tags: str) -> str:
+        tags = {"arm": "confirm", "confirms": str(confirms), "outcome": "completed", **tags}
+        run_id = add_trial(parent, number, {24: value}, **tags)
+        client.log_batch(run_id, params=[Param("data_seed", str(seeds[0])), Param("init_seed", str(seeds[1]))])
+        return run_id
+
+    return make
+
+
+@pytest.fixture
 def searched(experiment: str, launch: Callable[..., str], add_trial: Callable[..., str]) -> str:
     """Name of a search with trials of every kind."""
     name = f"search of {experiment}"
@@ -189,6 +202,139 @@ def test_unknown_search_names_the_nearest(client: MlflowClient, experiment: str,
     assert message.startswith(f"the tracking store has no search '{experiment}-20260101-120001'; did you mean ")
     assert f"'{experiment}-20260101-120000'?" in message
     assert "\n" not in message
+
+
+@pytest.fixture
+def confirmed(
+    client: MlflowClient,
+    experiment: str,
+    launch: Callable[..., str],
+    add_trial: Callable[..., str],
+    add_repeat: Callable[..., str],
+) -> SearchRecord:
+    """A search whose best trial, 3, was lucky: with fresh seeds the control 1 is better, and 2 is in between."""
+    parent = launch(f"search of {experiment}", objective="val_accuracy", direction="maximize")
+    add_trial(parent, 1, {24: 0.7}, outcome="completed", arm="control", control="kd_only")
+    add_trial(parent, 2, {24: 0.8}, outcome="completed")
+    add_trial(parent, 3, {24: 0.9}, outcome="completed")
+    number = 4
+    for seeds, values in {(1, 2): (0.75, 0.70, 0.66), (3, 4): (0.79, 0.71, 0.65), (5, 6): (0.76, 0.72, 0.67)}.items():
+        for confirms, value in enumerate(values, start=1):
+            control = {"control": "kd_only"} if confirms == 1 else {}
+            add_repeat(parent, number, confirms, seeds, value, **control)
+            number += 1
+    return read_search(client, experiment)
+
+
+def test_repeats_are_summed_up_by_what_they_confirm(confirmed: SearchRecord) -> None:
+    found = confirmed.confirmation()
+    assert found is not None
+    # Means and standard deviations by hand.
+    assert [(s.number, s.arm, s.control, s.n) for s in found.summaries] == [
+        (1, "control", "kd_only", 3),
+        (2, "search", "", 3),
+        (3, "search", "", 3),
+    ]
+    assert [s.mean for s in found.summaries] == pytest.approx([2.30 / 3, 0.71, 0.66])
+    assert [s.sd for s in found.summaries] == pytest.approx([(0.00086666666 / 2) ** 0.5, 0.01, 0.01], rel=1e-5)
+
+
+def test_repeats_are_compared_seed_by_seed_whatever_their_order(confirmed: SearchRecord) -> None:
+    found = confirmed.confirmation()
+    assert found is not None
+    assert found.comparison is not None
+    # The search's best of the search phase, not that of the repeats.
+    assert (found.comparison.winner, found.comparison.control, found.comparison.n) == (3, 1, 3)
+    assert found.comparison.differences == pytest.approx((-0.09, -0.14, -0.09))
+
+
+def test_control_that_holds_better_is_the_winner(confirmed: SearchRecord) -> None:
+    winner = confirmed.winner()
+    assert winner is not None
+    assert (winner.number, winner.arm) == (1, "control")
+
+
+def test_repeat_that_failed_leaves_its_seeds_out(
+    client: MlflowClient,
+    experiment: str,
+    launch: Callable[..., str],
+    add_trial: Callable[..., str],
+    add_repeat: Callable[..., str],
+) -> None:
+    parent = launch(f"search of {experiment}")
+    add_trial(parent, 1, {24: 0.7}, outcome="completed", arm="control", control="kd_only")
+    add_trial(parent, 2, {24: 0.8}, outcome="completed")
+    for number, (confirms, seed, outcome) in enumerate(
+        [(2, 1, "completed"), (1, 1, "completed"), (2, 2, "failed"), (1, 2, "completed")], start=3
+    ):
+        add_repeat(parent, number, confirms, (seed, seed), 0.5, outcome=outcome)
+    found = read_search(client, experiment).confirmation()
+    assert found is not None
+    assert found.comparison is not None
+    assert {s.number: s.n for s in found.summaries} == {1: 2, 2: 1}
+    assert (found.comparison.n, found.comparison.left_out) == (1, 1)
+
+
+def test_search_without_repeats_has_no_confirmation(client: MlflowClient, searched: str) -> None:
+    assert read_search(client, searched).confirmation() is None
+
+
+def test_arms_have_the_trials_and_epochs_that_they_were_given(client: MlflowClient, searched: str) -> None:
+    arms = read_search(client, searched).arms()
+    # 24 + 24 completed, 8 + 8 pruned, 0 failed at once, 3 so far.
+    assert [(arm.arm, arm.control, arm.trials, arm.epochs) for arm in arms] == [
+        ("control", "kd_only", 1, 24),
+        ("search", "", 6, 24 + 24 + 8 + 8 + 0 + 3),
+    ]
+    assert [arm.best.number if arm.best else None for arm in arms] == [1, 3]
+
+
+def test_arm_without_a_completed_trial_has_no_best(
+    client: MlflowClient, experiment: str, launch: Callable[..., str], add_trial: Callable[..., str]
+) -> None:
+    parent = launch(f"search of {experiment}")
+    add_trial(parent, 1, {8: 0.7}, outcome="failed", arm="control", control="last")
+    (arm,) = read_search(client, experiment).arms()
+    assert (arm.control, arm.trials, arm.epochs, arm.best) == ("last", 1, 8, None)
+
+
+def test_repeats_of_a_control_are_an_arm_of_their_own(confirmed: SearchRecord) -> None:
+    found = {(arm.arm, arm.control): (arm.trials, arm.epochs) for arm in confirmed.arms()}
+    assert found == {
+        ("control", "kd_only"): (1, 24),
+        ("search", ""): (2, 48),
+        ("confirm", "kd_only"): (3, 72),
+        ("confirm", ""): (6, 144),
+    }
+
+
+def test_pareto_set_is_of_completed_search_trials(
+    client: MlflowClient, experiment: str, launch: Callable[..., str], add_trial: Callable[..., str]
+) -> None:
+    parent = launch(f"search of {experiment}", objective="val_accuracy", against="training_seconds")
+    trials: list[tuple[float, float, dict[str, str]]] = [
+        # Better than all, but a control.
+        (0.99, 1.0, {"arm": "control", "control": "kd_only", "outcome": "completed"}),
+        (0.90, 40.0, {"outcome": "completed"}),
+        (0.85, 20.0, {"outcome": "completed"}),
+        # Slower than the last and no better.
+        (0.84, 25.0, {"outcome": "completed"}),
+        (0.70, 10.0, {"outcome": "completed"}),
+        # Never got to its end.
+        (0.95, 5.0, {"outcome": "failed"}),
+    ]
+    for number, (accuracy, seconds, tags) in enumerate(trials, start=1):
+        run_id = add_trial(parent, number, {24: accuracy}, **tags)
+        client.log_metric(run_id, "training_seconds", seconds, step=24)
+    found = read_search(client, experiment).pareto()
+    assert found is not None
+    assert found.members == (2, 3, 5)
+    # By hand: 3 has 75 % of the gain in accuracy for 33 % of the time.
+    assert found.knee == 3
+
+
+def test_search_that_weighs_no_cost_has_no_pareto_set(client: MlflowClient, searched: str) -> None:
+    assert read_search(client, searched).pareto() is None
 
 
 @pytest.mark.parametrize("name", ["it's", "%", 'a "quoted" name', ""])

@@ -17,11 +17,15 @@ import torch
 from hintsearch.analysis.layer_distances import LayerDistances
 from hintsearch.distill.data import DataSplits, ImageSet
 from hintsearch.models.candidates import list_candidates
+from hintsearch.models.weights import weights_sha256
 from hintsearch.models.zoo import ModelSpec, build_model
 from hintsearch.search.events import Event, Suggested, event_from_dict, event_to_dict
 from hintsearch.search.journal import SearchLog
+from hintsearch.search.layers import Layers
+from hintsearch.search.preparation import Preparation, study_data
 from hintsearch.search.sampler import ArmSampler
 from hintsearch.search.study import Study, load_study
+from hintsearch.search.teacher import Teacher
 from hintsearch.search.tracking import connect
 from hintsearch.search.trial import HintResolver
 from mlflow.tracking import MlflowClient
@@ -72,6 +76,15 @@ def resolver() -> HintResolver:
     matrices = {name: half + half.T for name, half in zip(METRICS, halves, strict=True)}
     distances = LayerDistances(tuple(c.path for c in teacher), matrices, {}, 100)
     return HintResolver(teacher, student, distances, seed=0)
+
+
+@pytest.fixture(scope="session")
+def preparation(digits: Study, resolver: HintResolver) -> Preparation:
+    """What a search of digits stands on, with an untrained teacher."""
+    spec = ModelSpec("resnet20", 10, 1)
+    weights = build_model(spec).state_dict()
+    teacher = Teacher(spec, weights, weights_sha256(weights), Path("/storage/teacher.safetensors"), 0.95)
+    return Preparation(study_data(digits), teacher, Layers(resolver.teacher, resolver.distances), resolver.student)
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,15 @@ import pytest
 from hintsearch.search.events import (
     Began,
     Checkpointed,
+    Confirming,
+    Enqueued,
     Event,
     Extended,
     Finished,
     History,
     Prepared,
     Reported,
+    Retried,
     Suggested,
     Tracked,
     event_from_dict,
@@ -26,6 +29,8 @@ SETTINGS = st.dictionaries(TEXTS, st.none() | st.booleans() | st.integers() | st
 EVENTS: dict[type, st.SearchStrategy[Event]] = {
     Began: st.builds(Began, TEXTS, SETTINGS, TEXTS, TEXTS),
     Extended: st.builds(Extended, NUMBERS),
+    Enqueued: st.builds(Enqueued, st.lists(SETTINGS, max_size=3)),
+    Confirming: st.builds(Confirming, st.lists(st.dictionaries(TEXTS, NUMBERS), max_size=3)),
     Prepared: st.builds(Prepared, TEXTS, TEXTS, st.floats(0, 1)),
     Suggested: st.builds(
         Suggested,
@@ -45,7 +50,8 @@ EVENTS: dict[type, st.SearchStrategy[Event]] = {
         st.sampled_from([None, "continue", "stop"]),
     ),
     Checkpointed: st.builds(Checkpointed, NUMBERS, NUMBERS, TEXTS),
-    Finished: st.builds(Finished, NUMBERS, st.sampled_from(["completed", "pruned", "failed"]), TEXTS),
+    Retried: st.builds(Retried, NUMBERS, NUMBERS, TEXTS),
+    Finished: st.builds(Finished, NUMBERS, st.sampled_from(["completed", "pruned", "failed"]), TEXTS, TEXTS),
     Tracked: st.builds(Tracked, NUMBERS, TEXTS),
 }
 
@@ -133,7 +139,7 @@ def test_latest_checkpoint_counts(history: History) -> None:
 def test_extensions_add_up(history: History) -> None:
     for trials in (3, 4):
         history.apply(Extended(trials))
-    assert history.extended == 7
+    assert history.additions == [Extended(3), Extended(4)]
 
 
 def test_run_0_is_the_parent_s(history: History) -> None:

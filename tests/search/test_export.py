@@ -5,37 +5,20 @@ from typing import Any
 
 import pytest
 import yaml
-from hintsearch.analysis.trials import SearchRecord, read_search
-from hintsearch.distill.execution import Execution
+from hintsearch.analysis.trials import SearchRecord
 from hintsearch.distill.hint_configuration import HintConfiguration
 from hintsearch.models.errors import InputError
-from hintsearch.models.weights import weights_sha256
-from hintsearch.models.zoo import ModelSpec, build_model
-from hintsearch.search.events import Finished, Prepared, Reported, Suggested
+from hintsearch.models.zoo import ModelSpec
+from hintsearch.search.events import Event, Finished, Reported, Suggested
 from hintsearch.search.export import HintFile, checksum, export_hints, load_hints, write_hints
-from hintsearch.search.journal import SearchLog
-from hintsearch.search.layers import Layers
-from hintsearch.search.mlflow_logger import MlflowLogger
-from hintsearch.search.preparation import Preparation, study_data
-from hintsearch.search.runner import search_document
+from hintsearch.search.preparation import Preparation
 from hintsearch.search.study import Study
-from hintsearch.search.teacher import Teacher
-from hintsearch.search.tracking import TrackedSearch
-from hintsearch.search.trial import HintResolver
 from mlflow.tracking import MlflowClient
+from recorded_search import recorded_search
 
 NAME = "export-20260101-120000"
 # Trial: control arm, accuracy at its end (None: it was pruned).
 TRIALS = {1: ("kd_only", 0.7), 2: ("stage_ends", 0.8), 3: ("kd_only", 0.75), 4: ("", 0.9), 5: ("", 0.85), 6: ("", None)}
-
-
-@pytest.fixture(scope="module")
-def preparation(digits: Study, resolver: HintResolver) -> Preparation:
-    """What a search of digits stands on, with an untrained teacher."""
-    spec = ModelSpec("resnet20", 10, 1)
-    weights = build_model(spec).state_dict()
-    teacher = Teacher(spec, weights, weights_sha256(weights), Path("/storage/teacher.safetensors"), 0.95)
-    return Preparation(study_data(digits), teacher, Layers(resolver.teacher, resolver.distances), resolver.student)
 
 
 @pytest.fixture(scope="module")
@@ -47,22 +30,14 @@ def searched(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> SearchRecord:
     """A finished search, as read back from MLflow."""
-    tracked = TrackedSearch(client, "export", NAME, None)
-    tracked.tag_parent({"objective": "val_accuracy", "direction": "maximize"})
-    tracked.add_documents({"search.json": search_document(digits, preparation, Execution())})
-    log = SearchLog(tmp_path_factory.mktemp("search") / "journal.jsonl")
-    logger = MlflowLogger(tracked, log)
-    log.listen(logger)
-    log.record(Prepared(preparation.teacher.sha256, str(preparation.teacher.path), 0.95))
+    events: list[Event] = []
     for number, (control, accuracy) in TRIALS.items():
-        log.record(suggested(number, control))
         normalisers = {f"normaliser_{i}": 0.1 * i for i in range(1, 6)}
-        log.record(Reported(number, 8, {"val_accuracy": 0.5, **normalisers}, None))
+        events += [suggested(number, control), Reported(number, 8, {"val_accuracy": 0.5, **normalisers}, None)]
         if accuracy is not None:
-            log.record(Reported(number, 24, {"val_accuracy": accuracy}, None))
-        log.record(Finished(number, "completed" if accuracy else "pruned", ""))
-    assert logger.close(interrupted=False) == 0
-    return read_search(client, NAME)
+            events.append(Reported(number, 24, {"val_accuracy": accuracy}, None))
+        events.append(Finished(number, "completed" if accuracy else "pruned", ""))
+    return recorded_search(client, NAME, digits, preparation, tmp_path_factory.mktemp("search"), events)
 
 
 @pytest.fixture(scope="module")

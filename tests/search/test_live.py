@@ -24,7 +24,7 @@ def shown(log: SearchLog, studied: Callable[..., Study], suggested: Callable[...
     def show(*events: Event, terminal: bool = False) -> str:
         view, screen = View(), io.StringIO()
         view.console = Console(file=screen, width=200, force_terminal=terminal, color_system=None)
-        table = LiveTable(view, log.history, studied("objective.metric=val_map_cosine"), 27)
+        table = LiveTable(view, log.history, studied("objective.metric=val_map_cosine"))
         for event in (suggested(1), suggested(2, "kd_only"), *events):
             log.record(event)
             table.on_event(event)
@@ -66,12 +66,12 @@ def test_line_of_a_finished_trial_says_the_latest_value_that_is_known(
     shown: Callable[..., str], reports: list[Event], said: str
 ) -> None:
     (line,) = shown(*reports, Finished(1, "pruned", "")).splitlines()
-    assert line.startswith("[1/27] trial 1 (search, ")
+    assert line.startswith("[1/39] trial 1 (search, ")
     assert line.endswith(said)
 
 
 def test_line_of_a_failed_trial_says_why(shown: Callable[..., str]) -> None:
-    assert shown(Finished(2, "failed", "it broke")) == "[1/27] trial 2 (kd_only) failed: it broke\n"
+    assert shown(Finished(2, "failed", "it broke")) == "[1/39] trial 2 (kd_only) failed: it broke\n"
 
 
 def test_weights_of_a_combination_are_all_shown(shown: Callable[..., str], suggested: Callable[..., Suggested]) -> None:

@@ -29,9 +29,9 @@ from hintsearch.search.export import HintFile, checksum, export_hints, load_hint
 from hintsearch.search.journal import SearchLog
 from hintsearch.search.layers import Layers
 from hintsearch.search.mlflow_logger import MlflowLogger
+from hintsearch.search.parent_run import search_document
 from hintsearch.search.preparation import Preparation, study_data
 from hintsearch.search.retrain import code_of_hints, distill_student
-from hintsearch.search.runner import search_document
 from hintsearch.search.sampler import ArmSampler
 from hintsearch.search.specs import student_spec
 from hintsearch.search.study import Study, load_study

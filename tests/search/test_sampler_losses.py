@@ -8,8 +8,9 @@ from typing import Any
 import optuna
 import pytest
 from hintsearch.search.events import Finished, Reported, Suggested, event_from_dict, event_to_dict
-from hintsearch.search.sampler import ArmSampler, hint_weights
+from hintsearch.search.sampler import ArmSampler
 from hintsearch.search.study import Study
+from hintsearch.search.suggestions import hint_weights
 from optuna.trial import TrialState
 
 Studied = Callable[..., Study]

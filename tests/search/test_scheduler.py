@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from hintsearch.search.events import Finished, History, Reported, Suggested
+from hintsearch.search.failures import FailureBudget
 from hintsearch.search.journal import SearchLog, read_journal
 from hintsearch.search.scheduler import RungScheduler, rung_decision
 from hintsearch.search.study import Study
@@ -32,7 +33,7 @@ def reached(suggested: Callable[..., Suggested]) -> Reached:
 
 def report(number: int, epoch: int, **metrics: Any) -> tuple[None, Trial, dict[str, Any]]:
     """The arguments of Tune's call for a report."""
-    result = {"epoch": epoch, "val_accuracy": 0.5, "val_loss": 1.0, **metrics}
+    result = {"epoch": epoch, "val_accuracy": 0.5, "val_loss": 1.0, "epoch_seconds": 2.0, **metrics}
     return None, Trial("hintsearch", config={"number": number}, stub=True), result
 
 
@@ -42,7 +43,7 @@ def scheduler(log: SearchLog, digits: Study, suggested: Callable[..., Suggested]
     for number in (1, 2, 3):
         log.record(suggested(number))
     log.record(suggested(4, "kd_only"))
-    return RungScheduler(log, digits)
+    return RungScheduler(log, digits, FailureBudget(5))
 
 
 def test_first_at_a_rung_goes_on(digits: Study, reached: Reached) -> None:
@@ -99,6 +100,52 @@ def test_own_value_does_not_count(digits: Study, reached: Reached) -> None:
     assert rung_decision(history, digits, 99, 8, 0.6) == "continue"
 
 
+def test_repeats_do_not_count(digits: Study, reached: Reached, suggested: Callable[..., Suggested]) -> None:
+    history = reached([0.1])
+    history.apply(suggested(101, arm="confirm", confirms=1))
+    history.apply(Reported(101, 8, {"val_accuracy": 0.9}, None))
+    assert rung_decision(history, digits, 99, 8, 0.5) == "continue"
+
+
+def test_repeat_is_never_stopped(digits: Study, reached: Reached, suggested: Callable[..., Suggested]) -> None:
+    history = reached([0.9] * 5)
+    history.apply(suggested(101, arm="confirm", confirms=1))
+    assert rung_decision(history, digits, 101, 8, 0.0) == "continue"
+
+
+def test_training_seconds_add_up(scheduler: RungScheduler, log: SearchLog) -> None:
+    for epoch in (1, 2, 3):
+        scheduler.on_trial_result(*report(1, epoch, epoch_seconds=float(epoch)))
+    found = [log.history.trials[1].reports[epoch].metrics["training_seconds"] for epoch in (1, 2, 3)]
+    assert found == [1.0, 3.0, 6.0]
+
+
+def test_nothing_is_stopped_where_a_cost_is_weighed(
+    log: SearchLog, studied: Callable[..., Study], suggested: Callable[..., Suggested]
+) -> None:
+    for number in (1, 2):
+        log.record(suggested(number))
+    scheduler = RungScheduler(log, studied("objective.against=training_seconds"), FailureBudget(5))
+    scheduler.on_trial_result(*report(1, 8, val_accuracy=0.6))
+    assert scheduler.on_trial_result(*report(2, 8, val_accuracy=0.4)) == TrialScheduler.CONTINUE
+    assert log.history.trials[2].reports[8].decision is None
+
+
+def test_no_trial_goes_on_when_the_search_is_given_up(
+    log: SearchLog, digits: Study, suggested: Callable[..., Suggested]
+) -> None:
+    failures = FailureBudget(1)
+    log.listen(failures)
+    for number in (1, 2):
+        log.record(suggested(number))
+    scheduler = RungScheduler(log, digits, failures)
+    assert scheduler.on_trial_result(*report(1, 1)) == TrialScheduler.CONTINUE
+    log.record(Finished(2, "failed", "it broke"))
+    assert scheduler.on_trial_result(*report(1, 2)) == TrialScheduler.STOP
+    # It is left open, for a resume.
+    assert log.history.trials[1].finished is None
+
+
 def test_report_inside_a_rung_goes_on_without_a_decision(scheduler: RungScheduler, log: SearchLog) -> None:
     assert scheduler.on_trial_result(*report(1, 7)) == TrialScheduler.CONTINUE
     assert log.history.trials[1].reports[7].decision is None
@@ -130,7 +177,7 @@ def test_trap_14_our_metrics_alone_are_journaled(scheduler: RungScheduler, log: 
     ours = {"val_accuracy": 0.5, "val_loss": 1.0, "train_loss": 2.0, "loss_hint": 0.1, "lr": 0.05}
     ours |= {"images_per_second": 900.0, "normaliser_1": 0.3}
     scheduler.on_trial_result(*report(1, 1, **ours, time_total_s=3.0, pid=77, hostname="here", config={"lr": 1}))
-    assert log.history.trials[1].reports[1].metrics == ours
+    assert log.history.trials[1].reports[1].metrics == {**ours, "training_seconds": 2.0}
 
 
 def test_epoch_that_the_journal_has_is_not_recorded_again(scheduler: RungScheduler, log: SearchLog) -> None:
@@ -180,7 +227,7 @@ def test_trap_3_rungs_are_rebuilt_from_the_journal(scheduler: RungScheduler, log
     scheduler.on_trial_result(*report(1, 8, val_accuracy=0.6))
     after_a_restart = SearchLog(log.path)
     after_a_restart.replay(read_journal(log.path).events, torn=0)
-    resumed = RungScheduler(after_a_restart, digits)
+    resumed = RungScheduler(after_a_restart, digits, FailureBudget(5))
     assert resumed.on_trial_result(*report(2, 8, val_accuracy=0.4)) == TrialScheduler.STOP
 
 
@@ -191,7 +238,7 @@ def test_trap_6_scheduler_can_be_pickled(scheduler: RungScheduler) -> None:
 @pytest.fixture
 def ranked(studied: Callable[..., Study], scheduler: RungScheduler, log: SearchLog) -> RungScheduler:
     """Of the same trials, in a study that is decided by rankings."""
-    return RungScheduler(log, studied("objective.metric=val_map_cosine"))
+    return RungScheduler(log, studied("objective.metric=val_map_cosine"), FailureBudget(5))
 
 
 def test_epoch_without_rankings_goes_on_without_a_decision(ranked: RungScheduler, log: SearchLog) -> None:
@@ -227,4 +274,4 @@ def test_metrics_of_rankings_warmup_and_weights_are_journaled(ranked: RungSchedu
     ours = {"val_accuracy": 0.5, "val_loss": 1.0, "val_map_cosine": 0.6, "val_precision_at_100_l2": 0.2}
     ours |= {"warmup_seconds": 2.0, "warmup_loss_1": 0.3, "hint_weight.logit": 1.1, "hint_weight.at.layer1.0": 0.9}
     ranked.on_trial_result(*report(1, 8, **ours, warmup=3, hint=4))
-    assert log.history.trials[1].reports[8].metrics == ours
+    assert log.history.trials[1].reports[8].metrics == {**ours, "training_seconds": 2.0}

@@ -5,59 +5,16 @@ from collections.abc import Callable
 
 import pytest
 from hintsearch.search.events import Checkpointed, Event, Finished, Reported, Suggested
+from hintsearch.search.failures import FailureBudget
 from hintsearch.search.journal import SearchLog, read_journal
-from hintsearch.search.runner import trial_directory
 from hintsearch.search.sampler import ArmSampler
-from hintsearch.search.searcher import (
-    JournalSearcher,
-    PlannedTrial,
-    TrialRecorder,
-    close_decided,
-    plan_trials,
-    remaining_trials,
-)
+from hintsearch.search.searcher import JournalSearcher, TrialRecorder, close_decided
 from hintsearch.search.study import Study
-from hintsearch.search.study_types import CONTROL_ARMS
 from hintsearch.search.trial import HintResolver, tune_config
+from hintsearch.search.tuning import trial_directory
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
-
-PLAN = [PlannedTrial(1, "control", "kd_only"), PlannedTrial(2, "control", "random"), PlannedTrial(3, "search")]
-
-
-def test_plan_of_digits_is_each_control_then_the_search(digits: Study) -> None:
-    plan = plan_trials(digits)
-    assert [(trial.arm, trial.control) for trial in plan[:7]] == [("control", arm) for arm in CONTROL_ARMS]
-    assert [(trial.arm, trial.control) for trial in plan[7:]] == [("search", "")] * 20
-    assert [trial.number for trial in plan] == list(range(1, 28))
-
-
-def test_uneven_control_budget_is_dealt_out_evenly(studied: Callable[..., Study]) -> None:
-    plan = plan_trials(studied("controls={arms: [kd_only, random, last], trials: 5}", "budget.trials=1"))
-    assert [trial.control for trial in plan] == ["kd_only", "random", "last", "kd_only", "random", ""]
-
-
-def test_fewer_control_trials_than_arms_leave_the_last_arms_out(studied: Callable[..., Study]) -> None:
-    plan = plan_trials(studied("controls={arms: [kd_only, random, last], trials: 2}", "budget.trials=1"))
-    assert [trial.control for trial in plan] == ["kd_only", "random", ""]
-
-
-def test_search_without_controls_starts_at_1(studied: Callable[..., Study]) -> None:
-    assert plan_trials(studied("controls.arms=[]", "budget.trials=1")) == [PlannedTrial(1, "search")]
-
-
-def test_extension_adds_search_trials_after_the_others(digits: Study) -> None:
-    plan = plan_trials(digits, extended=2)
-    assert plan[:27] == plan_trials(digits)
-    assert plan[27:] == [PlannedTrial(28, "search"), PlannedTrial(29, "search")]
-
-
-def test_remaining_trials_are_those_without_an_outcome(
-    log: SearchLog, suggested: Callable[..., Suggested], record_all: Callable[..., None]
-) -> None:
-    record_all(log, suggested(1, "kd_only"), suggested(2, "random"), Finished(1, "completed", ""))
-    assert remaining_trials(PLAN, log.history) == PLAN[1:]
 
 
 @pytest.mark.parametrize(
@@ -90,11 +47,23 @@ def test_finished_trial_is_not_closed_again(
     assert log.history.trials[1].finished == Finished(1, "failed", "it broke")
 
 
+@pytest.fixture(scope="module")
+def planned(studied: Callable[..., Study]) -> Study:
+    """Of two controls and a search trial; nothing is confirmed."""
+    return studied("controls={arms: [kd_only, random], trials: 2}", "budget.trials=1", "confirm.seeds=0")
+
+
 @pytest.fixture
-def searcher(log: SearchLog, digits: Study, resolver: HintResolver) -> JournalSearcher:
-    sampler = ArmSampler(digits, "a search", 3)
+def failures() -> FailureBudget:
+    return FailureBudget(2)
+
+
+@pytest.fixture
+def searcher(log: SearchLog, planned: Study, resolver: HintResolver, failures: FailureBudget) -> JournalSearcher:
+    sampler = ArmSampler(planned, "a search", 3)
     log.listen(sampler)
-    return JournalSearcher(log, sampler, resolver, digits, PLAN)
+    log.listen(failures)
+    return JournalSearcher(log, sampler, resolver, planned, failures)
 
 
 def test_trials_are_handed_out_in_the_order_of_the_plan(searcher: JournalSearcher) -> None:
@@ -105,6 +74,16 @@ def test_searcher_is_finished_after_the_plan(searcher: JournalSearcher) -> None:
     for name in "abc":
         searcher.suggest(name)
     assert searcher.suggest("d") == Searcher.FINISHED
+
+
+def test_nothing_follows_when_the_search_is_given_up(
+    searcher: JournalSearcher, log: SearchLog, suggested: Callable[..., Suggested]
+) -> None:
+    for name in "ab":
+        number = searcher.suggest(name)["number"]
+        log.record(Finished(number, "failed", "it broke"))
+    assert searcher.suggest("c") == Searcher.FINISHED
+    assert 3 not in log.history.trials
 
 
 def test_suggestion_is_in_the_journal_when_tune_gets_it(searcher: JournalSearcher, log: SearchLog) -> None:
@@ -130,15 +109,19 @@ def test_new_trial_starts_without_a_checkpoint(searcher: JournalSearcher) -> Non
 
 
 def test_unfinished_trial_is_issued_again_with_its_parameters_and_checkpoint(
-    log: SearchLog, digits: Study, resolver: HintResolver, suggested: Callable[..., Suggested]
+    log: SearchLog,
+    planned: Study,
+    resolver: HintResolver,
+    suggested: Callable[..., Suggested],
+    failures: FailureBudget,
 ) -> None:
     before = suggested(1, "kd_only")
-    sampler = ArmSampler(digits, "a search", 3)
+    sampler = ArmSampler(planned, "a search", 3)
     log.listen(sampler)
     for event in (before, Checkpointed(1, 8, "here"), Checkpointed(1, 16, "there")):
         log.record(event)
     journal = log.path.read_bytes()
-    config = JournalSearcher(log, sampler, resolver, digits, PLAN).suggest("a")
+    config = JournalSearcher(log, sampler, resolver, planned, failures).suggest("a")
     assert config == tune_config(before, "there")
     assert log.path.read_bytes() == journal
 
@@ -232,7 +215,10 @@ def broken(
 
 
 def test_exception_of_a_trial_is_journaled(broken: dict[int, Finished | None]) -> None:
-    assert broken[1] == Finished(1, "failed", "RuntimeError: it broke")
+    finished = broken[1]
+    assert finished is not None
+    assert (finished.outcome, finished.error) == ("failed", "RuntimeError: it broke")
+    assert 'raise RuntimeError("it broke")' in finished.traceback
 
 
 def test_death_of_a_trial_s_process_is_journaled(broken: dict[int, Finished | None]) -> None:

@@ -29,8 +29,8 @@ def refusal(key: str, value: Any) -> str:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("budgets", {}, "unknown key 'budgets'; did you mean 'budget'? (budget, controls, data, dynamic_weights, "),
-        ("budget.trial", 3, "unknown key 'budget.trial'; did you mean 'trials'? (checkpoint_seconds, reduction, "),
+        ("budgets", {}, "unknown key 'budgets'; did you mean 'budget'? (budget, confirm, controls, data, "),
+        ("budget.trial", 3, "unknown key 'budget.trial'; did you mean 'trials'? (checkpoint_seconds, failures, "),
         ("space.weight.hint", {"lo": 1, "high": 2}, "unknown key 'space.weight.hint.lo'; did you mean 'low'? (default"),
         ("space.lr", {"low": 1, "hihg": 2}, "unknown key 'space.lr.hihg'; did you mean 'high'? (default, high, low"),
         ("budget.trials", "many", 'budget.trials is "many", but input should be a valid integer, '),

@@ -9,8 +9,9 @@ from hintsearch.distill.dynamic_weights import DynamicWeights
 from hintsearch.distill.hint_configuration import HintConfiguration
 from hintsearch.distill.warmup import Warmup
 from hintsearch.search.events import Suggested
-from hintsearch.search.sampler import ArmSampler, Parameters
+from hintsearch.search.sampler import ArmSampler
 from hintsearch.search.study import Study
+from hintsearch.search.suggestions import Parameters
 from hintsearch.search.trial import HintResolver, tune_config
 
 SEARCHED: Parameters = {
@@ -130,6 +131,7 @@ def test_tune_gets_all_that_a_trial_differs_in(resolver: HintResolver, checkpoin
         "lr": 0.1,
         "data_seed": 3,
         "init_seed": 4,
+        "width": None,
         "checkpoint": checkpoint,
     }
 

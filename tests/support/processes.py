@@ -33,6 +33,7 @@ TINY_STUDY = {
     },
     "recipe": {"lr": 0.1, "batch_size": 32, "crop_padding": 1, "flip": False},
     "controls": {"arms": ["no_distillation", "reversed"], "trials": 2},
+    "confirm": {"seeds": 0},
     "budget": {"trials": 3, "rungs": [3, 6], "reduction": 1.5, "checkpoint_seconds": 0},
     "resources": {"concurrent_trials": 1},
 }

@@ -3,6 +3,7 @@
 import secrets
 import socket
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from processes import Family, wait_for
@@ -13,9 +14,11 @@ class TwoNodes:
 
     Args:
         folder: short, for Ray keeps its sockets there.
+        inside: words that start the second node's command inside of something, such as another mount namespace.
+        environment: further variables of the second node.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, inside: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -27,18 +30,19 @@ class TwoNodes:
             "RAY_USAGE_STATS_ENABLED": "0",
         }
         self.address = f"127.0.0.1:{port}"
-        self.head, self.second = Family(self.environment), Family(self.environment)
+        self.head = Family(self.environment)
+        self.second = Family({**self.environment, **(environment or {})})
         self._folder = folder
-        self._start(self.head, "--head", f"--port={port}", "--include-dashboard=false")
-        self._start(self.second, f"--address={self.address}")
+        self._start(self.head, [], "--head", f"--port={port}", "--include-dashboard=false")
+        self._start(self.second, inside, f"--address={self.address}")
 
     def close(self) -> None:
         """Ends what is left of it."""
         self.second.kill()
         self.head.kill()
 
-    def _start(self, node: Family, *options: str) -> None:
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1", *options]
+    def _start(self, node: Family, inside: Sequence[str], *options: str) -> None:
+        command = [*inside, sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1", *options]
         process = node.spawn(command, self._folder)
         # A node is there with its raylet; `--block` then says nothing more.
         if not wait_for(lambda: any("/raylet/raylet" in name for name in node.names()), 90):

@@ -1,0 +1,68 @@
+"""A limit on how long an interrupt may take, whatever hangs."""
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+
+
+class InterruptDeadline:
+    """Ends the process if an interrupt has not ended it in time.
+
+    Where a signal reaches Ray's own processes too (systemd, Slurm and `timeout` signal all of a job), the cluster is
+    gone while Tune still waits for it, for a minute or more. The journal has everything by then: what is left is to
+    close the MLflow runs. Signals are noticed whatever handler Tune puts in.
+
+    Works in the main thread alone, where Python takes signals; elsewhere there is no limit.
+
+    Args:
+        seconds: from the first signal on.
+        code: of the process's exit.
+        say: tells how to go on.
+    """
+
+    def __init__(self, seconds: float, code: int, say: Callable[[], None]) -> None:
+        self._seconds, self._code, self._say = seconds, code, say
+        # What is done before the process ends; None once it is done or under way.
+        self.finish: Callable[[], object] | None = None
+        self._left = threading.Event()
+        self._signals, self._wakeup = socket.socketpair()
+        self._before = -1
+        self._active = threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> Self:
+        if self._active:
+            self._wakeup.setblocking(False)
+            self._before = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
+            threading.Thread(target=self._watch, name="interrupt-deadline", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._left.set()
+        if self._active:
+            signal.set_wakeup_fd(self._before)
+        # Ends the watching thread.
+        self._wakeup.close()
+
+    def _watch(self) -> None:
+        while numbers := self._signals.recv(64):
+            if any(number in INTERRUPTS for number in numbers):
+                if not self._left.wait(self._seconds):
+                    self._end()
+                return
+
+    def _end(self) -> None:
+        finish, self.finish = self.finish, None
+        try:
+            if finish is not None:
+                finish()
+        finally:
+            self._say()
+            os._exit(self._code)
