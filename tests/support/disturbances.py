@@ -10,14 +10,11 @@ from typing import Any
 import yaml
 from processes import TINY_STUDY, CommandLine, Ended, Family, ended, journal_events
 
-# Sections of a study that these tests leave out of every search.
-WITHOUT: dict[str, Any] = {}
 # Longer than the tiny study's trials, so that a signal finds them in the middle.
 SMALL_STUDY: dict[str, Any] = {
     **TINY_STUDY,
     # The last three suggestions are TPE's own: they depend on the whole history.
     "budget": {"trials": 5, "startup_trials": 2, "rungs": [3, 9], "reduction": 1.5, "checkpoint_seconds": 0},
-    **WITHOUT,
 }
 CONTROLS = len(TINY_STUDY["controls"]["arms"])
 PLANNED = CONTROLS + SMALL_STUDY["budget"]["trials"]

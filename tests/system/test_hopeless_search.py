@@ -18,7 +18,8 @@ BROKEN = Path(__file__).with_name("broken")
 def my_loss(student, teacher):
     if BROKEN.exists():
         raise RuntimeError("the loss is broken")
-    return (student - teacher).square().mean(dim=(1, 2, 3))
+    sizes = [feature.square().mean(dim=(1, 2, 3)) for feature in (student, teacher)]
+    return (sizes[0] - sizes[1]).square()
 """
 CONTROL, SEARCHED = [1], [2, 3, 4, 5]
 FAILURES = 2

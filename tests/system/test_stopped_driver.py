@@ -1,5 +1,6 @@
-"""The driver is asked to stop right after an event is journaled: Ctrl-C once, Ctrl-C twice, SIGTERM."""
+"""The driver is asked to stop right after an event is journaled: Ctrl-C, once and impatiently, and SIGTERM."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -24,8 +25,8 @@ from search_records import (
 LEGS = (
     "Ctrl-C after a suggestion",
     "SIGTERM after a report",
-    "Ctrl-C twice",
-    "SIGTERM after a suggestion",
+    "Ctrl-C again and again",
+    "SIGTERM to every process after a suggestion",
     "Ctrl-C after a report",
 )
 
@@ -54,10 +55,18 @@ def press_ctrl_c(process: subprocess.Popen[str]) -> None:
     os.killpg(process.pid, signal.SIGINT)
 
 
-def press_ctrl_c_twice(process: subprocess.Popen[str]) -> None:
-    press_ctrl_c(process)
-    time.sleep(0.7)
-    press_ctrl_c(process)
+def press_ctrl_c_again_and_again(process: subprocess.Popen[str]) -> None:
+    """As one does who sees nothing happen."""
+    while process.poll() is None:
+        press_ctrl_c(process)
+        time.sleep(0.5)
+
+
+def stop_the_job(search: DisturbedSearch) -> None:
+    """As systemd, Slurm and `timeout` do it: Ray's own processes are told to stop, too."""
+    for process in search.command_line.processes():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGTERM)
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +75,8 @@ def stopped(new_search: Callable[..., DisturbedSearch]) -> Stopped:
     moments = (
         (suggested(3), press_ctrl_c),
         (reported(3, 2), subprocess.Popen.terminate),
-        (reported(4, 4), press_ctrl_c_twice),
-        (suggested(6), subprocess.Popen.terminate),
+        (reported(4, 4), press_ctrl_c_again_and_again),
+        (suggested(6), lambda _: stop_the_job(search)),
         (reported(7, 1), press_ctrl_c),
     )
     legs, runs = {}, {}
