@@ -14,8 +14,9 @@ from .study import Study
 from .view import View, loss_cell, trial_cells
 
 ROWS = 12
-# The metric that says into how many parts a batch is cut.
+# Metrics of a trial that has run out of device memory: of its steps, and of passes without gradients.
 ACCUMULATION = "accumulation_steps"
+HALVED = {ACCUMULATION, "halved_passes"}
 
 
 class LiveTable:
@@ -55,10 +56,12 @@ class LiveTable:
             case Confirming():
                 self._planned = Plan(self._study, self._history).most
                 self._view.say(self._confirmed(event))
-            case Reported() if event.metrics.get(ACCUMULATION, 1) > 1 and event.number not in self._halved:
+            case Reported() if event.number not in self._halved and HALVED & event.metrics.keys():
                 self._halved.add(event.number)
+                what = "batches are" if ACCUMULATION in event.metrics else "passes without gradients are"
                 self._view.say(
-                    f"Trial {event.number} ran out of device memory: its batches are computed in halves from now on."
+                    f"Trial {event.number} ran out of device memory in epoch {event.epoch}: its {what} computed in "
+                    "halves from now on."
                 )
             case Finished():
                 self._end(event)

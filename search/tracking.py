@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import mlflow
 from mlflow.entities import Metric, Param, RunTag, ViewType
@@ -36,6 +37,13 @@ def connect(uri: str, create: bool) -> MlflowClient:
         client.search_experiments(max_results=1)
     except Exception as error:
         # Opening a store raises what lies below it, too: SQLAlchemy's errors, Alembic's, those of the network.
+        if "error code 403" in str(error):
+            host = urlsplit(uri).netloc
+            names = f"{host.partition(':')[0]} and {host}"
+            raise InputError(
+                f"the tracking store {uri} answers, but refuses (403): sign in by MLFLOW_TRACKING_USERNAME and "
+                f"MLFLOW_TRACKING_PASSWORD, or start it with --allowed-hosts that have {names}"
+            ) from error
         raise InputError(
             f"the tracking store {uri} does not answer ({reason(error)}); start it or name another"
         ) from error

@@ -177,7 +177,7 @@ def test_every_dependency_states_a_licence() -> None:
     assert not silent, f"no licence stated by {', '.join(sorted(silent))}: look it up, then add it to LOOKED_UP"
 
 
-def test_no_dependency_is_under_the_gpl_agpl_or_lgpl() -> None:
+def test_trap_35_no_dependency_is_under_the_gpl_agpl_or_lgpl() -> None:
     found, _ = dependency_tree()
     offenders = [
         f"{name} {package.version}: {licence.splitlines()[0]}"

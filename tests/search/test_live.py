@@ -103,7 +103,7 @@ def test_line_of_a_repeat_says_what_it_confirms(shown: Callable[..., str], sugge
 def test_halved_batches_are_said_once_for_a_trial(shown: Callable[..., str]) -> None:
     halved = {"accumulation_steps": 2.0}
     assert shown(Reported(1, 1, halved, None), Reported(1, 2, halved, None), Reported(2, 1, UNMEASURED, None)) == (
-        "Trial 1 ran out of device memory: its batches are computed in halves from now on.\n"
+        "Trial 1 ran out of device memory in epoch 1: its batches are computed in halves from now on.\n"
     )
 
 

@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import requires
 from pathlib import Path
@@ -102,6 +104,15 @@ def test_trap_18_trials_follow_each_other_in_the_same_processes(
     trials = log.history.trials.values()
     assert [trial.finished is not None for trial in trials] == [True] * 8
     assert len({report.metrics["loss_process"] for trial in trials for report in trial.reports.values()}) <= 2
+
+
+def test_trap_24_the_folder_of_a_trial_has_a_short_name(tuned: Callable[..., tuple[tune.Tuner, SearchLog]]) -> None:
+    tuner, log = tuned(say_where, "budget.trials=1")
+    tuner.fit()
+    folders = [path.name for path in (log.path.parent / "tune" / "1").iterdir() if path.is_dir()]
+    assert len(folders) == 1
+    # Tune's default holds every parameter, and can be longer than file systems allow.
+    assert len(folders[0]) <= 12
 
 
 def test_trap_26_as_many_trials_run_at_once_as_the_study_says(
@@ -211,6 +222,12 @@ def test_trap_19_threads_are_those_of_the_trial_whatever_ray_sets() -> None:
 @pytest.mark.usefixtures("shared_ray")
 def test_trap_20_a_trial_that_asks_for_no_gpu_computes_on_the_cpu(digits: Study) -> None:
     assert trial_execution(digits.resources)[0].device == "cpu"
+
+
+def test_trap_12_a_trial_s_process_never_imports_mlflow() -> None:
+    code = "import hintsearch.search.trial, sys; print('mlflow' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "False"
 
 
 def test_trap_21_ray_comes_with_its_dashboard_and_job_submission(required: dict[str, Requirement]) -> None:

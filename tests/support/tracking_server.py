@@ -15,10 +15,11 @@ class TrackingServer:
 
     Args:
         folder: of the store and the artifacts.
+        allowed_hosts: names that it answers to; None: its own, with and without its port (trap 15).
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, allowed_hosts: str | None = None) -> None:
+        self._folder, self._allowed_hosts = folder, allowed_hosts
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -44,8 +45,7 @@ class TrackingServer:
             "port": port,
             # One process answers a search of one driver as well as the default four, and starts sooner.
             "workers": "1",
-            # Trap 15: a name with and without its port.
-            "allowed-hosts": f"{host},{self.address}",
+            "allowed-hosts": self._allowed_hosts or f"{host},{self.address}",
         }
         words = [word for name, value in options.items() for word in (f"--{name}", value)]
         self._family.spawn([sys.executable, "-m", "mlflow", "server", *words], self._folder)
