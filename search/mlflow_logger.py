@@ -144,7 +144,8 @@ class MlflowLogger:
         self._tracked.log_metrics(self._open(event.number), event.epoch, metrics, milliseconds)
 
     def _retry(self, event: Retried) -> None:
-        self._tracked.tag(self._open(event.number), {"retries": str(event.attempt), "error": event.error})
+        # `error` is of trials that failed for good.
+        self._tracked.tag(self._open(event.number), {"retries": str(event.attempt), "retry.error": event.error})
 
     def _finish(self, event: Finished) -> None:
         run_id = self._open(event.number)
@@ -160,6 +161,8 @@ class MlflowLogger:
         run_id = self._open(trial.number)
         if self._tracked.is_closed(run_id):
             return
+        if trial.retries:
+            self._tracked.tag(run_id, {"retries": str(trial.retries)})
         there = self._tracked.logged_epochs(run_id, EPOCH)
         milliseconds = round(time.time() * 1000)
         for epoch in sorted(set(trial.reports) - there):

@@ -56,7 +56,9 @@ class JournalSearcher(Searcher):
             return Searcher.FINISHED
         if not self._remaining and self._plan.repeats_due():
             self._log.record(self._plan.confirming())
-            self._remaining = self._plan.remaining
+            # Repeats of an earlier plan may be running.
+            begun = set(self._numbers.values())
+            self._remaining = [planned for planned in self._plan.remaining if planned.number not in begun]
         if not self._remaining:
             # What trials that still run come to decides what is confirmed.
             return Searcher.FINISHED if self._all_planned() else None
@@ -76,6 +78,9 @@ class JournalSearcher(Searcher):
         points = self._log.history.points
         point = points[0] if points and planned.arm == "search" else None
         parameters, distributions = self._sampler.suggest(planned.number, planned.control, point)
+        if point is not None:
+            # Also where the space leaves the number to the clustering.
+            parameters["hints.clusters"] = point["hints.clusters"]
         hints, selection = self._resolver.resolve(planned.number, planned.control, parameters)
         return Suggested(
             planned.number,

@@ -120,3 +120,12 @@ def test_trap_8_points_are_tried_once_whatever_interrupts_the_search(
     # The very suggestion of a search that was not interrupted.
     assert again.suggest("a") == searcher.suggest("c")
     assert taken(resumed.history.trials[3].suggested.parameters) != POINT
+
+
+def test_a_point_keeps_its_number_of_clusters_where_the_clustering_chooses(
+    log: SearchLog, studied: Callable[..., Study], resolver: HintResolver
+) -> None:
+    study = studied("controls.trials=0", "budget.trials=1", "confirm.seeds=0", "space.hints.clusters=auto")
+    log.record(Enqueued([{**POINT, "hints.clusters": 4}]))
+    started(log, study, resolver).suggest("a")
+    assert len(log.history.trials[1].suggested.selection["points"]) == 4
