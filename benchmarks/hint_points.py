@@ -58,15 +58,16 @@ from hintsearch.distill.hint_configuration import HintConfiguration
 from hintsearch.distill.opening import open_batches
 from hintsearch.distill.seeding import derived_seed
 from hintsearch.distill.stepping import NonFiniteLossError
-from hintsearch.distill.trainer import GroupTrainer, TaughtStudent
+from hintsearch.distill.trainer import GroupTrainer, Seeds, TaughtStudent, Trainer
 from hintsearch.models.candidates import stage_ends
 from hintsearch.models.errors import InputError
+from hintsearch.models.weights import save_weights
 from hintsearch.search.export import load_hints
 from hintsearch.search.networks import TrainedNetwork
-from hintsearch.search.preparation import Preparation, prepare
+from hintsearch.search.preparation import Preparation, prepare, study_data
 from hintsearch.search.runner import HINTS_FILE, resume_search, run_search
 from hintsearch.search.sampler import default_parameters
-from hintsearch.search.specs import student_spec
+from hintsearch.search.specs import student_spec, teacher_spec
 from hintsearch.search.study import Study
 from hintsearch.search.tracking import connect
 from hintsearch.search.trial import HintResolver
@@ -75,7 +76,7 @@ from hintsearch.search.view import View
 SEARCH = "hint-points"
 # Students that learn from one stream of images and teacher outputs.
 LARGEST_GROUP = 4
-# Validation images that the trainer looks at after each epoch; they decide nothing here.
+# Validation images that are looked at after each epoch; they decide nothing here.
 WATCHED = 500
 
 
@@ -143,6 +144,7 @@ def compare(options: argparse.Namespace) -> None:
     folder = work / "data"
     lay_out(options.data, folder)
     study = study_of(folder, work, Amount(options.images, options.teacher_epochs, options.trials))
+    train_teacher(study, options.threads)
     preparation = prepare(study, view)
     setting = setting_of(study, folder, preparation)
     record = Record(options.json.with_suffix(".runs.jsonl"), setting)
@@ -196,6 +198,32 @@ def parsed_options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="torch threads of each (default 1)")
     parser.add_argument("--report", action="store_true", help="train no more arms; tell what is finished")
     return parser.parse_args()
+
+
+def train_teacher(study: Study, threads: int) -> None:
+    """Trains the teacher, once; goes on from its last epoch where it was interrupted."""
+    assert study.teacher.checkpoint
+    path = Path(study.teacher.checkpoint)
+    if path.is_file():
+        return
+    torch.set_num_threads(threads)
+    splits = study_data(study)
+    recipe, epochs = study.teacher.recipe, study.teacher.recipe.epochs
+    trainer = Trainer(
+        teacher_spec(study, splits),
+        replace(splits, validation=splits.validation.subset(np.arange(WATCHED))),
+        recipe.recipe(),
+        (epochs,),
+        Seeds(study.seed, study.seed),
+        execution=Execution("cpu", best_precision("cpu")[0]),
+    )
+    unfinished = path.with_suffix(".pt")
+    if unfinished.is_file():
+        trainer.load_checkpoint(unfinished)
+    for result in trainer.epochs():
+        trainer.save_checkpoint(unfinished)
+        print(f"teacher: epoch {result.epoch} of {epochs}, loss {result.metrics['train_loss']:.3f}", flush=True)
+    save_weights(path, trainer.student.state_dict())
 
 
 def setting_of(study: Study, folder: Path, preparation: Preparation) -> Setting:

@@ -18,6 +18,7 @@ CIFAR_TRAINING_IMAGES = 50_000
 MEAN, SD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 NO_DISTILLATION, KD_ONLY, SEARCHED = "no_distillation", "kd_only", "searched"
 RUNGS = (4, 10)
+TEACHER_FILE = "teacher.safetensors"
 # InDistill's curriculum of three hint points takes the place of the first rung: the last one is the same for all arms.
 CURRICULUM = Warmup(epochs=(1, 1, 2))
 
@@ -81,7 +82,7 @@ class Amount:
     """
 
     images: int = TRAINED_ON
-    teacher_epochs: int = 30
+    teacher_epochs: int = 20
     trials: int = 16
 
 
@@ -142,7 +143,11 @@ def study_of(folder: Path, work: Path, amount: Amount) -> Study:
             "mean": MEAN,
             "sd": SD,
         },
-        "teacher": {"model": "resnet32", "recipe": {"epochs": amount.teacher_epochs}},
+        "teacher": {
+            "model": "resnet32",
+            "recipe": {"epochs": amount.teacher_epochs},
+            "checkpoint": str(work / TEACHER_FILE),
+        },
         "student": {"model": "resnet8"},
         "layers": {"metrics": ["r2_cca", "cka_linear"]},
         # Controls are arms of the comparison itself.
