@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from .errors import InputError, reason
@@ -280,7 +281,8 @@ def _trace(
         spent[path] = counter.get_total_flops() // 2
 
     with LayerTaps(model, paths) as taps, _watching(model, paths, note):
-        with counter:
+        # As plain products of matrices: which of torch's fused attentions the counter knows differs between releases.
+        with counter, sdpa_kernel(SDPBackend.MATH):
             _run_on_zeros(model, image_shape)
         shapes = {path: feature.shape for path, feature in zip(paths, taps.take(), strict=True)}
     for path, shape in shapes.items():

@@ -300,7 +300,7 @@ def test_trial_fails_at_rankings_that_are_not_finite(
 def test_what_is_in_halves_for_want_of_memory_is_journaled(scheduler: RungScheduler, log: SearchLog) -> None:
     ours = {"val_accuracy": 0.5, "val_loss": 1.0, "accumulation_steps": 2.0, "halved_passes": 1.0}
     scheduler.on_trial_result(*report(1, 1, **ours))
-    assert log.history.trials[1].reports[1].metrics == ours
+    assert log.history.trials[1].reports[1].metrics == {**ours, "training_seconds": 2.0}
 
 
 def test_metrics_of_rankings_warmup_and_weights_are_journaled(ranked: RungScheduler, log: SearchLog) -> None:

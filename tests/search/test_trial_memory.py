@@ -10,6 +10,7 @@ from hintsearch.distill.execution import Execution
 from hintsearch.distill.recipe import Recipe
 from hintsearch.models.zoo import ModelSpec
 from hintsearch.search.events import Suggested, TrialHistory
+from hintsearch.search.failures import FailureBudget
 from hintsearch.search.journal import SearchLog
 from hintsearch.search.networks import TrainedNetwork, as_arrays
 from hintsearch.search.scheduler import RungScheduler
@@ -50,7 +51,7 @@ def run(
         tune.Tuner(
             tune.with_parameters(run_trial, context=context),
             param_space=tune_config(trial, None),
-            tune_config=tune.TuneConfig(scheduler=RungScheduler(log, digits)),
+            tune_config=tune.TuneConfig(scheduler=RungScheduler(log, digits, FailureBudget(5))),
             run_config=tune.RunConfig(name="one", storage_path=str(tmp_path / "tune"), verbose=0),
         ).fit()
         return log.history.trials[1]
