@@ -37,6 +37,7 @@ from .points import point_of
 from .preflight import Estimate, check_study, estimate, imbalance_note, preset_note
 from .preparation import Preparation, prepare, study_data
 from .ray_session import ray_session
+from .running import running
 from .sampler import ArmSampler
 from .searcher import JournalSearcher, close_decided
 from .study import Study, validate_study
@@ -126,11 +127,12 @@ def run_search(
         check_nodes(study, lambda: checked.splits)
         check_name_is_free(connect(uri, create=True), study.name, name)
         folder.mkdir(parents=True)
-        log = SearchLog(folder / JOURNAL_FILE)
-        log.record(Began(name, study.resolved(), version("hintsearch"), uri))
-        if enqueued:
-            log.record(Enqueued(enqueued))
-        return _see_through(log, study, view, address, deadline)
+        with running(folder):
+            log = SearchLog(folder / JOURNAL_FILE)
+            log.record(Began(name, study.resolved(), version("hintsearch"), uri))
+            if enqueued:
+                log.record(Enqueued(enqueued))
+            return _see_through(log, study, view, address, deadline)
 
 
 def resume_search(
@@ -161,31 +163,39 @@ def resume_search(
     """
     view = view or View()
     path = Path(storage) / name / JOURNAL_FILE
-    content = read_journal(path)
-    if not content.events or not isinstance(content.events[0], Began):
-        raise InputError(f"{path} does not start with the launch of a search; restore it from a copy, or start anew")
-    began = content.events[0]
-    study = validate_study(began.study, str(path))
-    if tracking and tracking_uri(tracking, None) != began.tracking_uri:
-        raise InputError(f"--tracking is {tracking}, but {name} began in {began.tracking_uri}; leave --tracking out")
-    if points and not extend:
-        raise InputError("--points adds to the trials to come; give it at the launch of a search, or with --extend")
-    enqueued = [point_of(point, study) for point in points]
-    if content.torn:
-        view.say(f"The last line of {path} was torn ({content.torn} bytes) and is cut off.")
-    log = SearchLog(path)
-    log.replay(content.events, content.torn)
-    if extend:
-        log.record(Extended(extend))
-        if enqueued:
-            log.record(Enqueued(enqueued))
-    connect(began.tracking_uri, create=True)
-    close_decided(log, study.budget.rungs[-1])
-    with ExitStack() as stack:
-        if not Plan(study, log.history).over:
-            stack.enter_context(ray_session(address))
-            check_nodes(study, lambda: study_data(study))
-        return _see_through(log, study, view, address, deadline)
+    if not path.is_file():
+        # Says so.
+        read_journal(path)
+    with running(path.parent):
+        content = read_journal(path)
+        if not content.events or not isinstance(content.events[0], Began):
+            raise InputError(
+                f"{path} does not start with the launch of a search; restore it from a copy, or start anew"
+            )
+        began = content.events[0]
+        study = validate_study(began.study, str(path))
+        if tracking and tracking_uri(tracking, None) != began.tracking_uri:
+            raise InputError(
+                f"--tracking is {tracking}, but {name} began in {began.tracking_uri}; leave --tracking out"
+            )
+        if points and not extend:
+            raise InputError("--points adds to the trials to come; give it at the launch of a search, or with --extend")
+        enqueued = [point_of(point, study) for point in points]
+        if content.torn:
+            view.say(f"The last line of {path} was torn ({content.torn} bytes) and is cut off.")
+        log = SearchLog(path)
+        log.replay(content.events, content.torn)
+        if extend:
+            log.record(Extended(extend))
+            if enqueued:
+                log.record(Enqueued(enqueued))
+        connect(began.tracking_uri, create=True)
+        close_decided(log, study.budget.rungs[-1])
+        with ExitStack() as stack:
+            if not Plan(study, log.history).over:
+                stack.enter_context(ray_session(address))
+                check_nodes(study, lambda: study_data(study))
+            return _see_through(log, study, view, address, deadline)
 
 
 def search_folder(study: Study, name: str) -> Path:

@@ -1,6 +1,11 @@
 """The MLflow store, written by the driver alone: one run a search, one below it a trial."""
 
-from collections.abc import Mapping
+import fcntl
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,8 +38,9 @@ def connect(uri: str, create: bool) -> MlflowClient:
         file.parent.mkdir(parents=True, exist_ok=True)
     mlflow.set_tracking_uri(uri)
     try:
-        client = MlflowClient(uri)
-        client.search_experiments(max_results=1)
+        with _alone(file):
+            client = MlflowClient(uri)
+            client.search_experiments(max_results=1)
     except Exception as error:
         # Opening a store raises what lies below it, too: SQLAlchemy's errors, Alembic's, those of the network.
         if "error code 403" in str(error):
@@ -48,6 +54,18 @@ def connect(uri: str, create: bool) -> MlflowClient:
             f"the tracking store {uri} does not answer ({reason(error)}); start it or name another"
         ) from error
     return client
+
+
+@contextmanager
+def _alone(file: Path | None) -> Iterator[None]:
+    """One process of this machine at a time opens a sqlite store: two that migrate a fresh one break each other."""
+    if file is None:
+        yield
+        return
+    name = hashlib.sha256(str(file).encode()).hexdigest()[:16]
+    with Path(tempfile.gettempdir(), f"hintsearch-{os.getuid()}-{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def check_name_is_free(client: MlflowClient, experiment: str, search: str) -> None:

@@ -1,0 +1,27 @@
+"""One process at a time works on a search."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..models.errors import InputError
+
+LOCK_FILE = "lock"
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[None]:
+    """Holds a search's folder, which is named after the search; the system lets go of it when the process dies.
+
+    Raises:
+        InputError: another process works on it.
+    """
+    with (folder / LOCK_FILE).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"the search {folder.name} is running; wait for its end, or stop it, before it is resumed or extended"
+            ) from error
+        yield
