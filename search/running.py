@@ -1,13 +1,12 @@
 """One process at a time works on a search."""
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..models.errors import InputError
-
-LOCK_FILE = "lock"
 
 
 @contextmanager
@@ -17,11 +16,15 @@ def running(folder: Path) -> Iterator[None]:
     Raises:
         InputError: another process works on it.
     """
-    with (folder / LOCK_FILE).open("w") as lock:
+    # The folder itself is locked: nothing is left in it.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(
                 f"the search {folder.name} is running; wait for its end, or stop it, before it is resumed or extended"
             ) from error
         yield
+    finally:
+        os.close(descriptor)
