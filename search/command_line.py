@@ -363,7 +363,7 @@ def ui(
 def _conclude(result: "SearchResult", view: "View", goes_on_by: str) -> None:
     """Shows how a search ended and what to type next; exits unless all is done."""
     from .export import load_hints
-    from .findings_view import show_arms, show_confirmation, show_importances, show_pareto
+    from .findings_view import show_findings
     from .places import tracking_uri
     from .resuming import program
     from .retrain import code_of_hints
@@ -372,16 +372,7 @@ def _conclude(result: "SearchResult", view: "View", goes_on_by: str) -> None:
     confirmation = record.confirmation() if record else None
     pareto = record.pareto() if record else None
     if record is not None:
-        view.leaderboard(record)
-        show_arms(view, record)
-        if not result.interrupted:
-            show_pareto(view, record)
-            if result.importances is not None:
-                show_importances(view, result.importances)
-            if confirmation is not None:
-                show_confirmation(view, record, confirmation)
-            else:
-                view.verdict(record, result.validation_images)
+        show_findings(view, record, result.importances, None if result.interrupted else result.validation_images)
     view.document(
         {
             "search": result.name,

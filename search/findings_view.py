@@ -14,6 +14,31 @@ from .view import View
 MOST_SHOWN = 8
 
 
+def show_findings(
+    view: View, record: SearchRecord, importances: Importances | None, validation_images: int | None
+) -> None:
+    """The leaderboard and what each arm was given; of a search that has ended also what was found.
+
+    Args:
+        view: where to show it.
+        record: the search.
+        importances: of its hyperparameters, if they are known.
+        validation_images: size of the split that decided; None: the search has not ended.
+    """
+    view.leaderboard(record)
+    show_arms(view, record)
+    if validation_images is None:
+        return
+    show_pareto(view, record)
+    if importances is not None:
+        show_importances(view, importances)
+    confirmation = record.confirmation()
+    if confirmation is not None:
+        show_confirmation(view, record, confirmation)
+    else:
+        view.verdict(record, validation_images)
+
+
 def show_arms(view: View, record: SearchRecord) -> None:
     """Trials and epochs that each arm received: a baseline that was given less is no baseline."""
     table = _table("What each arm was given", ("arm",), ("trials", "epochs", f"best {record.metric}"))

@@ -20,7 +20,7 @@ from ..distill.data import DataSplits
 from ..distill.lazy_images import LazyImages
 from ..distill.splits import Split
 from ..models.errors import InputError, reason
-from ..models.own_code import is_own_code, own_code_sha256
+from ..models.own_code import own_code_sha256
 from .study import Study
 
 # A node starts a process and imports packages before it answers.
@@ -161,7 +161,7 @@ def _look(storage: str, marker: str, content: str) -> Facts:
 
 def _check_what_is_read(study: Study, train: Split, nodes: Mapping[str, str]) -> None:
     """Own code and images that workers read themselves."""
-    own = {name: own_code_sha256(name) for name in study.own_code().values() if is_own_code(name)}
+    own = {name: own_code_sha256(name) for name in study.own_code().values()}
     first = train.subset(np.arange(1)) if isinstance(train, LazyImages) else None
     if not own and first is None:
         return

@@ -7,7 +7,7 @@ from ..distill.loss_names import TOGETHER
 from ..models.errors import InputError
 from .export import HintFile
 from .study import Study
-from .suggestions import Parameters, chosen, hint_weights, suggest_parameters
+from .suggestions import STUDENT_WIDTH, Parameters, chosen, hint_weights, suggest_parameters
 
 
 def point_of(hints: HintFile, study: Study) -> Parameters:
@@ -46,7 +46,7 @@ def point_of(hints: HintFile, study: Study) -> Parameters:
     if exported.embedding_weight > 0:
         point |= {"weight.embedding": exported.embedding_weight, "loss.embedding": exported.embedding_loss}
     if study.space.student_width:
-        point["student.width"] = hints.student.width
+        point[STUDENT_WIDTH] = hints.student.width
     try:
         choices_of(point, study)
     except InputError as error:

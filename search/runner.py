@@ -24,7 +24,7 @@ from .figures import hint_figures, write_figures
 from .findings import IMPORTANCES_FILE, PARETO, export_pareto, search_importances
 from .hardware import local_execution, trial_execution
 from .interrupts import InterruptDeadline
-from .journal import SearchLog, read_journal
+from .journal import JournalContent, SearchLog, read_journal
 from .layers import Layers
 from .live import LiveTable
 from .mlflow_logger import MlflowLogger
@@ -166,14 +166,9 @@ def resume_search(
     if not path.is_file():
         # Says so.
         read_journal(path)
-    with running(path.parent):
+    with running(path.parent), ExitStack() as stack:
         content = read_journal(path)
-        if not content.events or not isinstance(content.events[0], Began):
-            raise InputError(
-                f"{path} does not start with the launch of a search; restore it from a copy, or start anew"
-            )
-        began = content.events[0]
-        study = validate_study(began.study, str(path))
+        began, study = _as_it_began(path, content)
         if tracking and tracking_uri(tracking, None) != began.tracking_uri:
             raise InputError(
                 f"--tracking is {tracking}, but {name} began in {began.tracking_uri}; leave --tracking out"
@@ -191,11 +186,18 @@ def resume_search(
                 log.record(Enqueued(enqueued))
         connect(began.tracking_uri, create=True)
         close_decided(log, study.budget.rungs[-1])
-        with ExitStack() as stack:
-            if not Plan(study, log.history).over:
-                stack.enter_context(ray_session(address))
-                check_nodes(study, lambda: study_data(study))
-            return _see_through(log, study, view, address, deadline)
+        if not Plan(study, log.history).over:
+            stack.enter_context(ray_session(address))
+            check_nodes(study, lambda: study_data(study))
+        return _see_through(log, study, view, address, deadline)
+
+
+def _as_it_began(path: Path, content: JournalContent) -> tuple[Began, Study]:
+    """The launch of a journaled search, and its study."""
+    if not content.events or not isinstance(content.events[0], Began):
+        raise InputError(f"{path} does not start with the launch of a search; restore it from a copy, or start anew")
+    began = content.events[0]
+    return began, validate_study(began.study, str(path))
 
 
 def search_folder(study: Study, name: str) -> Path:

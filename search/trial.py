@@ -35,6 +35,7 @@ from ..models.errors import InputError
 from ..models.zoo import ModelSpec
 from .events import Suggested
 from .networks import TrainedNetwork, as_tensors
+from .study_types import STUDENT_PARAMETERS
 from .suggestions import STUDENT_WIDTH, hint_weights
 
 CHECKPOINT_FILE = "training.pt"
@@ -208,7 +209,7 @@ def _train(config: dict[str, Any], context: TrialContext) -> None:
         metrics["epoch_seconds"] = len(context.splits.train) / metrics["images_per_second"]
         metrics["epoch_seconds"] += metrics.get("warmup_seconds", 0.0)
         if result.epoch == 1:
-            metrics["student_parameters"] = sum(parameter.numel() for parameter in trainer.student.parameters())
+            metrics[STUDENT_PARAMETERS] = sum(parameter.numel() for parameter in trainer.student.parameters())
             metrics |= {
                 f"normaliser_{i}": value for i, value in enumerate(trainer.normalisers, start=1) if value is not None
             }

@@ -404,34 +404,27 @@ def artifacts(client: MlflowClient, run: Run) -> set[str]:
     return {item.path for item in client.list_artifacts(run.info.run_id)}
 
 
-def test_tracebacks_of_all_attempts_are_an_artifact_of_a_failed_run(
-    client: MlflowClient, log: SearchLog, attach: Attach, runs: Runs, retried: list[Event]
-) -> None:
+@pytest.fixture
+def retries_logged(log: SearchLog, attach: Attach, retried: list[Event]) -> None:
+    """The events of the retried trials are in the store."""
     logger = attach(log)
     for event in retried:
         log.record(event)
     assert logger.close(interrupted=False) == 0
+
+
+def test_tracebacks_of_all_attempts_are_an_artifact_of_a_failed_run(
+    client: MlflowClient, runs: Runs, retries_logged: None
+) -> None:
     assert Path(client.download_artifacts(runs()[1].info.run_id, TRACEBACK_FILE)).read_text() == ATTEMPTS
     assert artifacts(client, runs()[2]) == {HINT_FILE}
 
 
-def test_run_says_how_often_its_trial_was_begun_again(
-    log: SearchLog, attach: Attach, runs: Runs, retried: list[Event]
-) -> None:
-    logger = attach(log)
-    for event in retried:
-        log.record(event)
-    assert logger.close(interrupted=False) == 0
+def test_run_says_how_often_its_trial_was_begun_again(runs: Runs, retries_logged: None) -> None:
     assert [runs()[number].data.tags.get("retries") for number in (1, 2)] == ["1", "1"]
 
 
-def test_completed_run_says_no_error_whatever_it_was_retried_for(
-    log: SearchLog, attach: Attach, runs: Runs, retried: list[Event]
-) -> None:
-    logger = attach(log)
-    for event in retried:
-        log.record(event)
-    assert logger.close(interrupted=False) == 0
+def test_completed_run_says_no_error_whatever_it_was_retried_for(runs: Runs, retries_logged: None) -> None:
     assert not runs()[2].data.tags.get("error")
 
 
