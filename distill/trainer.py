@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -248,8 +249,11 @@ class GroupTrainer:
             "students": [training.state_dict() for training in self._trainings],
             "halved": {name: halving.halved for name, halving in self._passes.items()},
         }
+        # Not by torch's own writer, which tells of a full disk as an unexpected position.
+        written = BytesIO()
+        torch.save(content, written)
         with replacing(path) as temporary:
-            torch.save(content, temporary)
+            temporary.write_bytes(written.getbuffer())
 
     def load_checkpoint(self, path: Path) -> None:
         """Goes back to the end of the epoch at which `save_checkpoint` was called; the arguments must be the same.

@@ -1,6 +1,5 @@
 """The command line: `hintsearch`, also `python -m hintsearch`."""
 
-import errno
 import os
 import shlex
 import signal
@@ -16,6 +15,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+# With a server MLflow prints a link for each run that ends, to standard output, where --json writes its document.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 # What a dead server misses is buffered and sent again here; MLflow's own retries would hold each write for minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 # The UI's job runners (for evaluating language models) are a dozen processes that nothing here uses.
@@ -25,6 +26,7 @@ import typer
 
 from ..distill.allocation import keep_freed_memory
 from ..models.errors import InputError
+from ..models.files import FULL_DISK
 from .command_options import AddressOption, JsonOption, SearchName, SetOption, StudyArgument, TrackingOption
 from .layer_commands import hints, layers
 
@@ -44,8 +46,6 @@ DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 3
 DEFAULT_STUDY = "digits"
 # From a signal to the end of a search, whatever hangs.
 LONGEST_INTERRUPT_S = 20.0
-# Also a quota, and a limit on the size of files.
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main() -> NoReturn:

@@ -1,4 +1,4 @@
-"""When a search is hopeless."""
+"""When a search ends early: it is hopeless, or there is no room for it."""
 
 from .events import Event, Finished
 
@@ -13,6 +13,8 @@ class FailureBudget:
     def __init__(self, most: int) -> None:
         self._most, self._in_a_row = most, 0
         self.last_error = ""
+        # What a trial said of a full disk.
+        self.no_room = ""
 
     def on_event(self, event: Event) -> None:
         """Hears of a live event."""
@@ -25,3 +27,8 @@ class FailureBudget:
     def spent(self) -> bool:
         """Whether the search is to be given up."""
         return self._in_a_row >= self._most
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether no trial goes on and none is begun."""
+        return self.spent or bool(self.no_room)

@@ -71,6 +71,8 @@ class SearchLog:
         self.history = History()
         self._events: list[Event] = []
         self._listeners: list[Listener] = []
+        # Why the last event that found no place was not written.
+        self.broken: OSError | None = None
         # The MLflow writer journals run ids from a thread of its own.
         self._lock = threading.RLock()
 
@@ -90,9 +92,13 @@ class SearchLog:
         with self._lock:
             line = json.dumps({**event_to_dict(event), "time": round(time.time(), 3)}) + "\n"
             new = not self.path.exists()
-            _append(self.path, line.encode())
-            if new:
-                _sync_folder(self.path.parent)
+            try:
+                _append(self.path, line.encode())
+                if new:
+                    _sync_folder(self.path.parent)
+            except OSError as error:
+                self.broken = error
+                raise
             self._take_effect(event)
 
     def replay(self, events: Sequence[Event], torn: int) -> None:

@@ -68,7 +68,7 @@ class MlflowLogger:
 
         Args:
             interrupted: whether open trials were interrupted: their runs are closed as KILLED.
-            seconds: how long a store may take nothing before it is given up; None: 60, or 10 after an interrupt, for
+            seconds: how long a store may take nothing before it is given up; None: 60, or 5 after an interrupt, for
                 who interrupts does not want to wait.
 
         Returns:
@@ -79,7 +79,7 @@ class MlflowLogger:
                 self._queue.put(partial(self._interrupt, trial))
         self._queue.put(None)
         if seconds is None:
-            seconds = 10.0 if interrupted else 60.0
+            seconds = 5.0 if interrupted else 60.0
         # A slow store gets all the time it needs; one that takes nothing for so long is given up.
         left = -1
         while self._thread.is_alive() and self._queue.qsize() != left:

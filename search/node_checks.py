@@ -3,6 +3,7 @@
 import hashlib
 import os
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,8 +24,8 @@ from ..models.errors import InputError, reason
 from ..models.own_code import own_code_sha256
 from .study import Study
 
-# A node starts a process and imports packages before it answers.
-ANSWER_SECONDS = 60.0
+# For all questions to all nodes; a node starts a process and imports packages before it answers its first.
+ANSWER_SECONDS = 18.0
 SAME_PACKAGES = ("hintsearch", "ray", "torch", "numpy")
 CODE_FOLDERS = ("models", "distill", "analysis", "search")
 # An edited checkout has the version of the one it was made from.
@@ -49,13 +50,13 @@ def check_nodes(study: Study, splits: Callable[[], DataSplits]) -> None:
     nodes = {node["NodeID"]: _name(node) for node in _living()}
     if set(nodes) == {ray.get_runtime_context().get_node_id()}:
         return
-    storage = Path(study.storage.path)
+    storage, deadline = Path(study.storage.path), time.monotonic() + ANSWER_SECONDS
     mine = code_facts()
     with _marker(storage) as (marker, content):
-        answers = _ask(nodes, _look, str(storage), marker.name, content)
+        answers = _ask(nodes, deadline, _look, str(storage), marker.name, content)
     for node, facts in answers.items():
         check_facts(nodes[node], facts, mine, storage)
-    _check_what_is_read(study, splits().train, nodes)
+    _check_what_is_read(study, splits().train, nodes, deadline)
 
 
 def check_one_trial_fits(study: Study, nodes: list[Mapping[str, float]]) -> None:
@@ -159,13 +160,13 @@ def _look(storage: str, marker: str, content: str) -> Facts:
     return {"sees": sees, "write_error": error, "code": code_facts()}
 
 
-def _check_what_is_read(study: Study, train: Split, nodes: Mapping[str, str]) -> None:
+def _check_what_is_read(study: Study, train: Split, nodes: Mapping[str, str], deadline: float) -> None:
     """Own code and images that workers read themselves."""
     own = {name: own_code_sha256(name) for name in study.own_code().values()}
     first = train.subset(np.arange(1)) if isinstance(train, LazyImages) else None
     if not own and first is None:
         return
-    for node, found in _ask(nodes, _read, list(own), first).items():
+    for node, found in _ask(nodes, deadline, _read, list(own), first).items():
         for name, sha256 in own.items():
             if found["own"][name] != sha256:
                 what = "has no" if found["own"][name] is None else "has another"
@@ -188,8 +189,8 @@ def _read(own: list[str], first: Split | None) -> Facts:
     return {"own": {name: own_code_sha256(name) for name in own}, "error": error}
 
 
-def _ask(nodes: Mapping[str, str], question: Any, *arguments: Any) -> dict[str, Facts]:
-    """What each node answers; all at once.
+def _ask(nodes: Mapping[str, str], deadline: float, question: Any, *arguments: Any) -> dict[str, Facts]:
+    """What each node answers; all at once, until the monotonic clock comes to the deadline.
 
     Raises:
         InputError: a node that does not answer, or cannot.
@@ -207,7 +208,7 @@ def _ask(nodes: Mapping[str, str], question: Any, *arguments: Any) -> dict[str, 
         }
     finally:
         cloudpickle.unregister_pickle_by_value(module)
-    answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS)
+    answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=max(0.0, deadline - time.monotonic()))
     if silent:
         raise InputError(
             f"the node {nodes[asked[silent[0]]]} has not answered for {ANSWER_SECONDS:g} s; look at it by `ray "

@@ -1,12 +1,15 @@
 """What is checked before anything is trained or created."""
 
 import os
+import pickle
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from ray import cloudpickle
 
 from ..analysis.hint_selection import select_control
 from ..analysis.pairing import pair_by_depth
@@ -15,10 +18,11 @@ from ..distill.feature_losses import STRONGEST_CHANNELS
 from ..distill.hint_configuration import HintConfiguration, HintPair
 from ..distill.loss_names import names_together
 from ..distill.loss_presets import LOSS_PRESETS
+from ..distill.splits import Split
 from ..distill.threads import torch_threads
 from ..distill.trainer import Seeds, TeacherNetwork, Trainer
 from ..models.candidates import Candidate, stage_ends
-from ..models.errors import InputError
+from ..models.errors import InputError, reason
 from ..models.filter_norms import strongest_channels
 from ..models.weights import apply_weights
 from ..models.zoo import build_model
@@ -33,6 +37,8 @@ from .teacher import find_teacher, start_weights
 from .tracking import connect
 
 ESTIMATE_EPOCHS = 2
+# An estimate starts with few images, and takes more until it has trained for so long.
+FEWEST_TIMED, MORE, TIMED_SECONDS = 32, 4, 0.75
 # Of the largest class to the smallest: less is common, and matters little.
 NOTED_IMBALANCE = 3
 
@@ -58,7 +64,7 @@ class Estimate:
 
     Attributes:
         trials: control and search trials, and what is confirmed.
-        epoch_seconds: of one student epoch with a hint loss and the teacher's forward pass.
+        epoch_seconds: of one student epoch with a hint loss and the teacher's forward pass, all images.
         training_seconds: of all trials one after the other, none of them stopped early.
         wall_seconds: with as many at once as fit on this machine.
         teacher_cached: whether the teacher is there already.
@@ -165,12 +171,31 @@ def check_study(study: Study, tracking_uri: str, address: str | None) -> Checked
     if address is None and "RAY_ADDRESS" not in os.environ:
         _check_local_resources(study)
     splits = study_data(study)
+    check_can_be_sent({"the study": study, f"the data set {study.data.name}": splits})
     shapes = check_shapes(study, splits.classes, splits.image_shape)
     plan_pass(study, shapes.teacher, len(splits.train), splits.classes)
     start = start_weights(study)
     if start is not None:
         apply_weights(build_model(student_spec(study, splits)), start, f"student.checkpoint {study.student.checkpoint}")
     return Checked(splits, shapes, find_teacher(study, splits) is not None)
+
+
+def check_can_be_sent(parts: Mapping[str, object]) -> None:
+    """Raises `InputError` for what Ray could not send to its workers.
+
+    Args:
+        parts: by what the user knows them as.
+    """
+    for name, part in parts.items():
+        try:
+            # Arrays are looked at, not copied.
+            cloudpickle.dumps(part, protocol=pickle.HIGHEST_PROTOCOL, buffer_callback=lambda _: None)
+        except Exception as error:
+            # What refuses to be pickled raises anything.
+            raise InputError(
+                f"{name} cannot be sent to Ray's workers ({reason(error)}); keep open files, locks and connections out "
+                "of it, or open them when they are first used"
+            ) from error
 
 
 def imbalance_note(study: Study, splits: DataSplits) -> str | None:
@@ -197,11 +222,11 @@ def preset_note(study: Study) -> str | None:
 
 
 def estimate(study: Study, checked: Checked) -> Estimate:
-    """Trains two epochs of a control's hint configuration, the teacher untrained, and extrapolates.
+    """Trains a control's hint configuration on some images for some seconds, the teacher untrained, and extrapolates.
 
     Without torch.compile: what it takes at the start of each trial is no matter of epochs.
     """
-    splits, shapes = checked.splits, checked.shapes
+    shapes = checked.shapes
     trials = len(plan_trials(study)) + most_repeats(study)
     points = select_control(shapes.teacher, shapes.stages, "stage_ends", np.random.default_rng(0))
     chosen = [shapes.teacher[index - 1] for index in points.indices]
@@ -216,29 +241,53 @@ def estimate(study: Study, checked: Checked) -> Estimate:
         logit_loss=study.space.loss.logit[0],
         dynamic_weights=study.dynamic_weights.dynamic_weights() if study.dynamic_weights else None,
     )
-    spec = teacher_spec(study, splits)
-    execution = replace(local_execution(study.resources, on_gpu=False)[0], compile="off")
-    with torch_threads(study.resources.cpus_per_trial):
-        trainer = Trainer(
-            student_spec(study, splits),
-            splits,
-            study.recipe.recipe(lr=1e-4),
-            (ESTIMATE_EPOCHS,),
-            Seeds(),
-            hints=hints,
-            teacher=TeacherNetwork(build_model(spec), spec.preprocessing),
-            execution=execution,
-        )
-        started = time.perf_counter()
-        for _ in trainer.epochs():
-            pass
-        epoch_seconds = (time.perf_counter() - started) / ESTIMATE_EPOCHS
+    epoch_seconds = _epoch_seconds(study, checked.splits, hints)
     most = max(shapes.stages, min(study.space.hints.clusters.high, len(shapes.teacher)))
     warmup_epochs = study.warmup.warmup().total_epochs(most) if study.warmup else 0
     training_seconds = epoch_seconds * (study.budget.rungs[-1] + warmup_epochs) * trials
     at_once = min(study.resources.concurrent_trials or trials, _local_trials(study))
     wall_seconds = training_seconds / at_once
     return Estimate(trials, epoch_seconds, training_seconds, wall_seconds, checked.teacher_ready, warmup_epochs)
+
+
+def _epoch_seconds(study: Study, splits: DataSplits, hints: HintConfiguration) -> float:
+    """Of all images, from as many as are trained on in some seconds."""
+    spec = teacher_spec(study, splits)
+    teacher = TeacherNetwork(build_model(spec), spec.preprocessing)
+    execution = replace(local_execution(study.resources, on_gpu=False)[0], compile="off")
+    recipe = study.recipe.recipe(lr=1e-4)
+    images = min(FEWEST_TIMED, len(splits.train))
+    with torch_threads(study.resources.cpus_per_trial):
+        while True:
+            share = images / len(splits.train)
+            trainer = Trainer(
+                student_spec(study, splits),
+                _share_of(splits, share),
+                # Of few images a class may have none, and no weight.
+                replace(recipe, batch_size=min(recipe.batch_size, images), class_weights="none"),
+                (ESTIMATE_EPOCHS,),
+                Seeds(),
+                hints=hints,
+                teacher=teacher,
+                execution=execution,
+            )
+            started = time.perf_counter()
+            for _ in trainer.epochs():
+                pass
+            seconds = time.perf_counter() - started
+            if seconds >= TIMED_SECONDS or images == len(splits.train):
+                return seconds / ESTIMATE_EPOCHS / share
+            images = min(MORE * images, len(splits.train))
+
+
+def _share_of(splits: DataSplits, share: float) -> DataSplits:
+    return replace(splits, train=_share(splits.train, share), validation=_share(splits.validation, share))
+
+
+def _share(split: Split, share: float) -> Split:
+    """Images from all of a split, which may be sorted by class."""
+    count = max(1, round(share * len(split)))
+    return split.subset(np.arange(count) * len(split) // count)
 
 
 def _local_trials(study: Study) -> int:

@@ -1,5 +1,6 @@
 """One search from its launch to its leaderboard: the journal, the teacher, the layers, Tune, MLflow, the export."""
 
+import errno
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from mlflow.exceptions import MlflowException
 from ray import tune
+from ray.tune.error import TuneError
 
 from ..analysis.hint_selection import HintSelection
 from ..analysis.importance import Importances
@@ -242,8 +244,8 @@ def _see_through(
                 # It answered just now, for all writes of the trials; if it no longer does, a resume closes the run.
                 with suppress(MlflowException, OSError):
                     tracked.close(tracked.parent_run_id, status, {"outcome": outcome})
-            sampler.save(log.path.parent / OPTUNA_FILE)
     try:
+        sampler.save(log.path.parent / OPTUNA_FILE)
         return _conclude(log, study, tracked, interrupted, missing, preparation, given_up)
     except (MlflowException, OSError) as error:
         # The store went away after the last trial was sent, or an artifact found no room: a resume concludes again.
@@ -306,7 +308,15 @@ def _run_tune(
     tuner = make_tuner(trainable, log, study, searcher, failures)
     with LiveTable(view, log.history, study) as table:
         log.listen(table)
-        tuner.fit()
+        try:
+            tuner.fit()
+        except TuneError:
+            # It holds a callback's error as text only.
+            if log.broken is not None:
+                raise log.broken from None
+            raise
+    if failures.no_room:
+        raise OSError(errno.ENOSPC, failures.no_room)
 
 
 def _conclude(

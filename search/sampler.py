@@ -80,13 +80,22 @@ class ArmSampler:
                 pass
 
     def save(self, path: Path) -> None:
-        """Writes all Optuna studies to a sqlite file, for Optuna's own tools; whole or not at all."""
+        """Writes all Optuna studies to a sqlite file, for Optuna's own tools; whole or not at all.
+
+        Raises:
+            OSError: it could not be written, on a full disk for example.
+        """
+        # In memory first: it is one write then, and a full disk is an OSError rather than one of the database's.
+        storage = optuna.storages.RDBStorage("sqlite://")
+        for study in self._studies.values():
+            optuna.copy_study(from_study_name=study.study_name, from_storage=self._storage, to_storage=storage)
+        connection = storage.engine.raw_connection()
+        database = connection.driver_connection
+        assert database is not None
         with replacing(path) as temporary:
-            temporary.unlink()
-            storage = optuna.storages.RDBStorage(f"sqlite:///{temporary}")
-            for study in self._studies.values():
-                optuna.copy_study(from_study_name=study.study_name, from_storage=self._storage, to_storage=storage)
-            storage.engine.dispose()
+            temporary.write_bytes(database.serialize())
+        connection.close()
+        storage.engine.dispose()
 
     def _optuna_study(self, control: str) -> optuna.Study:
         if control not in self._studies:

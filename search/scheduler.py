@@ -59,6 +59,10 @@ class RungScheduler(FIFOScheduler):
         known = self._log.history.trials[number]
         if known.finished is not None:
             return str(TrialScheduler.STOP)
+        if "no_room" in result:
+            # Left without an outcome, for a resume.
+            self._failures.no_room = str(result["no_room"])
+            return str(TrialScheduler.STOP)
         if "failure" in result:
             self._log.record(Finished(number, "failed", result["failure"], result.get("traceback", "")))
             return str(TrialScheduler.STOP)
@@ -78,7 +82,7 @@ class RungScheduler(FIFOScheduler):
             if self._stops and value is not None and epoch in self._study.budget.rungs[:-1]:
                 decision = rung_decision(self._log.history, self._study, number, epoch, value)
             self._log.record(Reported(number, epoch, metrics, decision))
-        ends = known.stopped or self._failures.spent
+        ends = known.stopped or self._failures.ends_early
         return str(TrialScheduler.STOP if ends else TrialScheduler.CONTINUE)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What Tune runs next: trials to go on with, control arms, Optuna's suggestions, then repeats with fresh seeds."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ class JournalSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """The Tune configuration of the next trial; FINISHED; None: not before running trials are over."""
-        if self._failures.spent:
+        if self._failures.ends_early:
             return Searcher.FINISHED
         if not self._remaining and self._plan.repeats_due():
             self._log.record(self._plan.confirming())
@@ -182,8 +183,15 @@ def _errors(trial: Trial) -> str:
 
 def _reason(errors: str) -> str:
     """Why the last attempt failed, in one line."""
-    said = [line for line in errors.split("\n") if line.strip()]
-    return said[-1].strip()[:500] if said else "the trial's process died"
+    attempt = re.split(r"^Failure # .*\n", errors, flags=re.MULTILINE)[-1]
+    said = [line for line in attempt.split("\n") if line.strip()]
+    if any(line.lstrip().startswith('File "') for line in said):
+        # A traceback.
+        return said[-1].strip()[:500]
+    # Ray's words on a process or node that is gone: facts of the actor are indented, and what follows them says that it
+    # did not run, if it was killed early.
+    why = [line for line in said if not line.startswith(("\t", "The actor never ran"))]
+    return " ".join(why)[:500] or "the trial's process died"
 
 
 def _outcome(history: History, number: int, last_epoch: int) -> Outcome | None:

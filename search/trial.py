@@ -31,7 +31,8 @@ from ..distill.trainer import Seeds, Trainer
 from ..distill.warmup import Warmup
 from ..distill.weight_network import FEWEST_HINTS
 from ..models.candidates import Candidate
-from ..models.errors import InputError
+from ..models.errors import InputError, reason
+from ..models.files import FULL_DISK
 from ..models.zoo import ModelSpec
 from .events import Suggested
 from .networks import TrainedNetwork, as_tensors
@@ -168,7 +169,8 @@ def run_trial(config: dict[str, Any], context: TrialContext) -> None:
     """Trains one student and reports each epoch to Tune; the function trainable.
 
     A loss that is not finite, a configuration that the networks refuse, or too little device memory even for halved
-    batches is reported as `failure`: it fails the trial, not the search.
+    batches is reported as `failure`: it fails the trial, not the search. A full disk is reported as `no_room`: it ends
+    the search, and is no failure of the trial.
     """
     keep_freed_memory()
     torch.set_num_threads(context.threads)
@@ -177,6 +179,10 @@ def run_trial(config: dict[str, Any], context: TrialContext) -> None:
     except (NonFiniteLossError, InputError) as error:
         # It would be so again: no retry helps.
         tune.report({"epoch": 0, "failure": str(error), "traceback": format_exc()})
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        tune.report({"epoch": 0, "no_room": error.strerror or reason(error)})
     finally:
         # The actor's next trial starts with all of the device's memory.
         if context.execution.device == "cuda":

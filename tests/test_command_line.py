@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,30 @@ def test_trap_9_a_password_in_the_stores_address_is_refused_and_not_repeated(
     assert ended.value.code == 2
     assert "holds a password" in said.err
     assert "secret" not in said.err + said.out
+
+
+# Ray makes a folder there as soon as it starts, and leaves it.
+CHECKED = """
+import os, sys
+import ray
+from hintsearch.search.command_line import app
+
+if sys.argv[1] == "ray":
+    ray.init("local", num_cpus=1, include_dashboard=False)
+else:
+    app(sys.argv[1:], standalone_mode=False)
+print(os.listdir(os.environ["RAY_TMPDIR"]))
+"""
+
+
+@pytest.mark.parametrize(("arguments", "made"), [(["check", "digits", "--json"], "[]"), (["ray"], "['ray']")])
+def test_a_local_check_starts_no_ray(arguments: list[str], made: str) -> None:
+    # Short, for Ray keeps its sockets there.
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+        env |= {"RAY_TMPDIR": folder, "HINTSEARCH_CACHE": folder + "-cache"}
+        checked = subprocess.run(
+            [sys.executable, "-c", CHECKED, *arguments], cwd=folder, env=env, capture_output=True, text=True
+        )
+    assert checked.returncode == 0, checked.stderr
+    assert checked.stdout.splitlines()[-1] == made

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from full_files import no_file_larger_than
 from hintsearch.distill.data import DataSplits
 from hintsearch.distill.execution import Execution
 from hintsearch.distill.hint_configuration import HintConfiguration, HintPair
@@ -22,6 +23,7 @@ from hintsearch.distill.trainer import (
     TeacherNetwork,
     Trainer,
 )
+from hintsearch.models.files import FULL_DISK
 from hintsearch.models.weights import weights_sha256
 from hintsearch.models.zoo import ModelSpec
 from torch import Tensor, nn
@@ -211,6 +213,19 @@ def test_group_resumes_exactly(
     after = trained(resumed)
     for first, (rest, weights), whole in zip(before, after, expected, strict=True):
         assert (figures([first]) + rest, weights) == whole
+
+
+def test_checkpoint_that_finds_no_room_says_so_and_leaves_the_older_one(
+    make_group: Callable[..., GroupTrainer], tmp_path: Path
+) -> None:
+    trainer, path = make_group(), tmp_path / "checkpoint.pt"
+    trainer.save_checkpoint(path)
+    before = path.read_bytes()
+    with no_file_larger_than(1 << 10), pytest.raises(OSError, match="too large") as raised:
+        trainer.save_checkpoint(path)
+    assert raised.value.errno in FULL_DISK
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 class CountingTeacher(nn.Module):

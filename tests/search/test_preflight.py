@@ -1,6 +1,9 @@
 import os
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,8 +11,16 @@ from hintsearch.distill.data import DataSplits, ImageSet
 from hintsearch.models.errors import InputError
 from hintsearch.models.weights import save_weights
 from hintsearch.models.zoo import ModelSpec, build_model
-from hintsearch.search.preflight import check_study, check_without_data, estimate, imbalance_note
+from hintsearch.search.preflight import (
+    TIMED_SECONDS,
+    check_can_be_sent,
+    check_study,
+    check_without_data,
+    estimate,
+    imbalance_note,
+)
 from hintsearch.search.study import Study
+from numpy.typing import NDArray
 
 Studied = Callable[..., Study]
 
@@ -98,6 +109,49 @@ def test_estimate_is_all_trials_to_their_last_epoch(studied: Studied, tmp_path: 
     assert cost.epoch_seconds > 0
     assert cost.training_seconds == cost.wall_seconds == pytest.approx(39 * 24 * cost.epoch_seconds)
     assert not cost.teacher_cached
+
+
+class CountingSplit:
+    """A split that counts the images that are read of it for training, in all of its subsets together."""
+
+    def __init__(self, whole: ImageSet, shown: list[int]) -> None:
+        self._whole, self._shown = whole, shown
+
+    def __len__(self) -> int:
+        return len(self._whole)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._whole, name)
+
+    def subset(self, indices: NDArray[np.intp]) -> ImageSet:
+        self._shown.append(len(indices))
+        return self._whole.subset(indices)
+
+
+def test_estimate_of_many_images_trains_on_few(studied: Studied, tmp_path: Path) -> None:
+    study = studied(f"storage.path={tmp_path}")
+    checked = check_study(study, store(tmp_path), None)
+    train = checked.splits.train
+    assert isinstance(train, ImageSet)
+    many, shown = 100_000, []
+    repeated = CountingSplit(train.subset(np.arange(many) % len(train)), shown)
+    splits = replace(checked.splits, train=repeated)  # type: ignore[arg-type]
+    cost = estimate(study, replace(checked, splits=splits))
+    # Each time four times as many, until it takes some time: far from all of them.
+    assert shown == [32 * 4**time for time in range(len(shown))]
+    assert sum(shown) < many / 2
+    # What an epoch of so many takes is beyond what the measurement took.
+    assert cost.epoch_seconds > TIMED_SECONDS
+
+
+@pytest.mark.parametrize("value", [threading.Lock(), {"reader": [threading.Lock()]}])
+def test_trap_6_what_cannot_be_sent_to_workers_is_refused_by_its_name(value: object) -> None:
+    with pytest.raises(InputError) as caught:
+        check_can_be_sent({"the study": {"seed": 1}, "the data set mine.py:load": value})
+    assert str(caught.value) == (
+        "the data set mine.py:load cannot be sent to Ray's workers (cannot pickle '_thread.lock' object); keep open "
+        "files, locks and connections out of it, or open them when they are first used"
+    )
 
 
 @pytest.mark.parametrize(

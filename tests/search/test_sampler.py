@@ -4,6 +4,8 @@ from pathlib import Path
 
 import optuna
 import pytest
+from full_files import no_file_larger_than
+from hintsearch.models.files import FULL_DISK
 from hintsearch.search.events import Event, Finished, Reported, Suggested, event_from_dict, event_to_dict
 from hintsearch.search.sampler import ArmSampler
 from hintsearch.search.study import Study
@@ -168,6 +170,17 @@ def test_trap_7_objective_that_is_minimised_is_optuna_s_direction(
     assert study.direction == optuna.study.StudyDirection.MINIMIZE
     assert study.best_value == reported[-1].metrics["val_loss"]
     storage.engine.dispose()
+
+
+def test_studies_that_find_no_room_leave_the_older_file(quick_tpe: Study, suggest: Suggest, tmp_path: Path) -> None:
+    path = tmp_path / "optuna.db"
+    path.write_text("an older file")
+    sampler, *_ = run(quick_tpe, suggest)
+    with no_file_larger_than(1 << 10), pytest.raises(OSError, match="too large") as raised:
+        sampler.save(path)
+    assert raised.value.errno in FULL_DISK
+    assert path.read_text() == "an older file"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.fixture(scope="module")

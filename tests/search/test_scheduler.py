@@ -243,6 +243,26 @@ def test_trap_2_failure_that_the_trial_reports_is_journaled_with_its_reason(
     assert log.history.trials[1].finished == Finished(1, "failed", "the loss is NaN")
 
 
+def test_trial_that_found_its_disk_full_is_left_open_and_ends_the_search(
+    log: SearchLog, digits: Study, suggested: Callable[..., Suggested]
+) -> None:
+    failures = FailureBudget(5)
+    for number in (1, 2):
+        log.record(suggested(number))
+    scheduler, before = RungScheduler(log, digits, failures), log.path.read_bytes()
+    full = (
+        None,
+        Trial("hintsearch", config={"number": 1}, stub=True),
+        {"epoch": 0, "no_room": "No space left on device"},
+    )
+    assert scheduler.on_trial_result(*full) == TrialScheduler.STOP
+    assert log.path.read_bytes() == before
+    assert failures.no_room == "No space left on device"
+    # A trial beside it ends with its epoch, which counts.
+    assert scheduler.on_trial_result(*report(2, 3)) == TrialScheduler.STOP
+    assert list(log.history.trials[2].reports) == [3]
+
+
 def test_report_after_the_end_is_not_recorded(scheduler: RungScheduler, log: SearchLog) -> None:
     log.record(Finished(1, "failed", "it broke"))
     before = log.path.read_bytes()

@@ -86,6 +86,13 @@ def test_nothing_follows_when_the_search_is_given_up(
     assert 3 not in log.history.trials
 
 
+def test_nothing_follows_a_full_disk(searcher: JournalSearcher, log: SearchLog, failures: FailureBudget) -> None:
+    searcher.suggest("a")
+    failures.no_room = "No space left on device"
+    assert searcher.suggest("b") == Searcher.FINISHED
+    assert list(log.history.trials) == [1]
+
+
 def test_suggestion_is_in_the_journal_when_tune_gets_it(searcher: JournalSearcher, log: SearchLog) -> None:
     config = searcher.suggest("a")
     (event,) = read_journal(log.path).events

@@ -1,5 +1,7 @@
 """What preflight finds on the other node of a real cluster of two; nothing is started or left behind."""
 
+import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from disturbances import HANGS_S, SMALL_STUDY
-from processes import CommandLine, Ended, ended
+from processes import CommandLine, Ended, ended, wait_for
 from two_nodes import TwoNodes
 
 # Mounts an empty file system over a folder that others see, then becomes the rest of the words.
@@ -80,3 +82,18 @@ def test_a_trial_that_fits_no_single_node_is_refused(folder: Path, cache: Path) 
         words = ["check", "--set", "resources={cpus_per_trial: 2}"]
         how = refused(nodes, folder, cache, *words)
     assert "a trial asks for 2 CPUs and 0 GPUs of one node, but the nodes have 1 CPUs and 0 GPUs" in how.err
+
+
+def test_a_node_that_does_not_answer_is_named(folder: Path, cache: Path) -> None:
+    with two_nodes() as nodes:
+        command_line = CommandLine(cache, environment=nodes.environment)
+        process = command_line.start(["check", "small.yaml", "--address", nodes.address], folder)
+        # The marker tells that the nodes are asked now.
+        assert wait_for(lambda: any((folder / "results").iterdir()), HANGS_S, every=0.01)
+        for frozen in nodes.second.processes():
+            os.kill(frozen, signal.SIGSTOP)
+        how = ended(process, HANGS_S)
+    assert how.code == 2
+    (line,) = how.err.strip().splitlines()
+    assert line.endswith(" has not answered for 18 s; look at it by `ray status`, or take it out of the cluster")
+    assert list((folder / "results").iterdir()) == []

@@ -1,0 +1,81 @@
+"""How long an interrupt may take, in processes that hang in every way."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+# Ignores the signal as Tune's own handler does, or hangs in what follows it.
+HANGS = """
+import signal, sys, time
+from hintsearch.search.interrupts import InterruptDeadline
+
+signal.signal(signal.SIGINT, lambda *_: None)
+signal.signal(signal.SIGTERM, lambda *_: None)
+
+
+def finish():
+    print("finished", flush=True)
+    {finish}
+
+
+deadline = InterruptDeadline({seconds}, 3, lambda: print("go on with --resume", flush=True))
+deadline.finish = finish
+with deadline:
+    print("ready", flush=True)
+    {body}
+print("left", flush=True)
+"""
+FOREVER = "while True: time.sleep(0.05)"
+
+
+def run(number: signal.Signals, body: str, seconds: float, finish: str = "pass") -> tuple[int, list[str]]:
+    """Exit code and lines of such a process that gets a signal when it is ready."""
+    code = HANGS.format(seconds=seconds, body=body, finish=finish)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    lines = [process.stdout.readline().strip()]
+    assert lines == ["ready"]
+    process.send_signal(number)
+    rest, _ = process.communicate(timeout=60)
+    return process.returncode, lines + rest.splitlines()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_process_that_hangs_after_a_signal_ends_with_the_code_and_says_how_to_go_on(number: signal.Signals) -> None:
+    code, lines = run(number, FOREVER, seconds=0.2)
+    assert (code, lines) == (3, ["ready", "finished", "go on with --resume"])
+
+
+def test_process_that_cannot_finish_says_how_to_go_on_all_the_same() -> None:
+    code, lines = run(signal.SIGINT, FOREVER, seconds=0.2, finish="raise OSError('the store is gone')")
+    assert code == 3
+    assert lines[-1] == "go on with --resume"
+
+
+def test_process_that_ends_in_time_is_left_alone() -> None:
+    # A signal ends pause() but not the process; what is left then takes less than the limit.
+    code, lines = run(signal.SIGINT, "signal.pause()", seconds=60)
+    assert (code, lines) == (0, ["ready", "left"])
+
+
+def test_other_signals_set_no_limit() -> None:
+    body = "signal.signal(signal.SIGUSR1, lambda *_: None); print('set', flush=True); time.sleep(1)"
+    code = HANGS.format(seconds=0.1, body=body, finish="pass")
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    while process.stdout.readline().strip() != "set":
+        time.sleep(0.01)
+    process.send_signal(signal.SIGUSR1)
+    rest, _ = process.communicate(timeout=60)
+    assert (process.returncode, rest.splitlines()) == (0, ["left"])
