@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, json_to_distribution
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, create_trial
 
@@ -239,6 +238,9 @@ def _dealt_cost(costs: _Values, trial: FrozenTrial) -> float:
 
 def _ped_anova(study: optuna.Study, target: Callable[[FrozenTrial], float] | None = None) -> dict[str, float]:
     several, single = _varying(study.get_trials(deepcopy=False))
+    # Here, for with it comes scikit-learn, which a trial's process does not need.
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
     with warnings.catch_warnings():
         # Of parameters that one trial alone has, of trials that are all equal, and of the meaning of a target.
         warnings.simplefilter("ignore", UserWarning)

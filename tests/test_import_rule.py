@@ -141,6 +141,12 @@ def test_front_door_loads_no_search_stack(module: str, elsewhere: Path) -> None:
     assert not {"ray", "mlflow", "pydantic", "optuna"} & imported.loaded
 
 
+def test_trial_s_process_loads_nothing_that_only_the_driver_needs(elsewhere: Path) -> None:
+    imported = _import_each(("hintsearch.search.trial",), (), elsewhere)["hintsearch.search.trial"]
+    assert imported.error == ""
+    assert not {"mlflow", "sklearn", "scipy", "torchvision", "matplotlib"} & imported.loaded
+
+
 def test_blocking_a_library_makes_its_import_fail(elsewhere: Path) -> None:
     assert "ModuleNotFoundError" in _import_each(("colorsys",), ("colorsys",), elsewhere)["colorsys"].error
 
