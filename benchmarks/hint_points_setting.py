@@ -152,6 +152,8 @@ def study_of(folder: Path, work: Path, amount: Amount) -> Study:
         "layers": {"metrics": ["r2_cca", "cka_linear"]},
         # Controls are arms of the comparison itself.
         "controls": {"arms": []},
+        # And all arms are trained with seeds that the search has not seen.
+        "confirm": {"seeds": 0},
         "budget": {"trials": amount.trials, "rungs": list(RUNGS), "startup_trials": 6},
         "resources": {"cpus_per_trial": 1},
         "storage": {"path": str(work)},

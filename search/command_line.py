@@ -50,8 +50,7 @@ LONGEST_INTERRUPT_S = 20.0
 
 def main() -> NoReturn:
     """Runs the command line; exit codes: 0 done, 1 failed, 2 bad input, 3 interrupted or partial."""
-    # A job manager's SIGTERM is a Ctrl-C: everything is saved and the resume command printed.
-    signal.signal(signal.SIGTERM, lambda _number, _frame: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _interrupt)
     # Before there are threads.
     keep_freed_memory()
     try:
@@ -66,6 +65,14 @@ def main() -> NoReturn:
         _say_how_to_go_on()
         sys.exit(INTERRUPTED)
     sys.exit(DONE)
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    """Makes a job manager's SIGTERM a Ctrl-C: everything is saved and the resume command printed."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # The background of a shell script.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.raise_signal(signal.SIGINT)
 
 
 def _say_how_to_go_on() -> None:

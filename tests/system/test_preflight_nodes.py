@@ -28,12 +28,27 @@ def two_nodes(**options: Any) -> Iterator[TwoNodes]:
             nodes.close()
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A user's folder with a study and a place for its results."""
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL_STUDY))
-    (tmp_path / "results").mkdir()
-    return tmp_path
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder with a study and a place for its results, where nothing is left behind."""
+    folder = tmp_path_factory.mktemp("folder")
+    (folder / "small.yaml").write_text(yaml.safe_dump(SMALL_STUDY))
+    (folder / "results").mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def good() -> Iterator[TwoNodes]:
+    """A cluster that nothing is wrong with."""
+    with two_nodes() as nodes:
+        yield nodes
+
+
+@pytest.fixture(scope="module")
+def blind(folder: Path) -> Iterator[TwoNodes]:
+    """A cluster whose second node has another folder of results."""
+    with two_nodes(inside=[*HIDDEN, str(folder / "results")]) as nodes:
+        yield nodes
 
 
 def refused(nodes: TwoNodes, folder: Path, cache: Path, *words: str) -> Ended:
@@ -48,10 +63,9 @@ def refused(nodes: TwoNodes, folder: Path, cache: Path, *words: str) -> Ended:
 
 @pytest.mark.parametrize("command", ["check", "search"])
 def test_trap_23_a_storage_that_a_node_does_not_see_is_found_before_anything_is_spent(
-    command: str, folder: Path, cache: Path
+    command: str, blind: TwoNodes, folder: Path, cache: Path
 ) -> None:
-    with two_nodes(inside=[*HIDDEN, str(folder / "results")]) as nodes:
-        how = refused(nodes, folder, cache, command)
+    how = refused(blind, folder, cache, command)
     assert f"does not see storage.path {folder / 'results'} as this machine does; choose a folder that all" in how.err
 
 
@@ -69,18 +83,15 @@ def test_a_node_with_another_version_is_found(
     assert how.err.strip().endswith("install the same on all nodes")
 
 
-def test_a_good_cluster_passes_and_keeps_no_trace(folder: Path, cache: Path) -> None:
-    with two_nodes() as nodes:
-        command_line = CommandLine(cache, environment=nodes.environment)
-        how = ended(command_line.start(["check", "small.yaml", "--address", nodes.address], folder), HANGS_S)
+def test_a_good_cluster_passes_and_keeps_no_trace(good: TwoNodes, folder: Path, cache: Path) -> None:
+    command_line = CommandLine(cache, environment=good.environment)
+    how = ended(command_line.start(["check", "small.yaml", "--address", good.address], folder), HANGS_S)
     assert how.code == 0, how.err
     assert list((folder / "results").iterdir()) == []
 
 
-def test_a_trial_that_fits_no_single_node_is_refused(folder: Path, cache: Path) -> None:
-    with two_nodes() as nodes:
-        words = ["check", "--set", "resources={cpus_per_trial: 2}"]
-        how = refused(nodes, folder, cache, *words)
+def test_a_trial_that_fits_no_single_node_is_refused(good: TwoNodes, folder: Path, cache: Path) -> None:
+    how = refused(good, folder, cache, "check", "--set", "resources={cpus_per_trial: 2}")
     assert "a trial asks for 2 CPUs and 0 GPUs of one node, but the nodes have 1 CPUs and 0 GPUs" in how.err
 
 
