@@ -10,6 +10,7 @@ from mlflow.tracking import MlflowClient
 
 from ..models.errors import InputError, nearest
 from .confirmation import Confirmation, ConfirmedConfiguration, SeedPair, confirm
+from .direction import sign_of
 from .pareto import ParetoSet, pareto_set
 
 PARENT_TAG = "mlflow.parentRunId"
@@ -97,13 +98,15 @@ class SearchRecord:
     def winner(self) -> TrialRow | None:
         """What to export.
 
-        What the confirm trials speak for: see `choose_export`. Without them the best of the search; the best control if
-        ASHA stopped every search trial behind them.
+        What the confirm trials speak for: see `choose_export`. Without them the best of search and controls.
         """
         confirmed = self.confirmation()
         if confirmed is not None and confirmed.export is not None:
             return self.trial(confirmed.export)
-        return self.best("search") or self.best("control")
+        # Where they are equal, the search's.
+        found = [row for row in (self.best("search"), self.best("control")) if row is not None]
+        sign = sign_of(self.direction)
+        return max(found, key=lambda row: sign * row.metrics[self.metric], default=None)
 
     def confirmation(self) -> Confirmation | None:
         """What the confirm trials say; None if there are none."""

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 # More names than this are not all told.
 MOST_LISTED = 20
+LONGEST_REASON = 160
 
 
 class InputError(ValueError):
@@ -33,5 +34,6 @@ def nearest(value: str, options: Iterable[str]) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """What another library's error says, on one line; its type's name if it says nothing."""
-    return " ".join(str(error).split())[:160] or type(error).__name__
+    """What another library's error says, on one line of at most 160 characters; its type's name if it says nothing."""
+    said = " ".join(str(error).split())
+    return (said if len(said) <= LONGEST_REASON else f"{said[: LONGEST_REASON - 1]}…") or type(error).__name__

@@ -28,6 +28,7 @@ from ..distill.allocation import keep_freed_memory
 from ..models.errors import InputError
 from ..models.files import FULL_DISK
 from .command_options import AddressOption, JsonOption, SearchName, SetOption, StudyArgument, TrackingOption
+from .interrupts import InterruptDeadline, interrupt_after_imports
 from .layer_commands import hints, layers
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ LONGEST_INTERRUPT_S = 20.0
 
 def main() -> NoReturn:
     """Runs the command line; exit codes: 0 done, 1 failed, 2 bad input, 3 interrupted or partial."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, interrupt_after_imports)
     signal.signal(signal.SIGTERM, _interrupt)
     # Before there are threads.
     keep_freed_memory()
@@ -71,7 +74,7 @@ def _interrupt(_number: int, _frame: object) -> None:
     """Makes a job manager's SIGTERM a Ctrl-C: everything is saved and the resume command printed."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # The background of a shell script.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, interrupt_after_imports)
     signal.raise_signal(signal.SIGINT)
 
 
@@ -105,7 +108,7 @@ def search(
     overrides: SetOption = None,
     name: Annotated[str | None, typer.Option(help="Name of the search. [default: STUDY-YYYYmmdd-HHMMSS]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a search that was interrupted.")] = False,
-    extend: Annotated[int, typer.Option(min=0, help="Go on with a search and add so many trials.")] = 0,
+    extend: Annotated[int | None, typer.Option(min=1, help="Go on with a search and add so many trials.")] = None,
     points: Annotated[
         list[str] | None, typer.Option(metavar="HINTS", help="A hint file of an earlier search, to be tried first.")
     ] = None,
@@ -115,7 +118,6 @@ def search(
 ) -> None:
     """Search for the best hint points, losses and weights."""
     from .export import load_hints
-    from .interrupts import InterruptDeadline
     from .places import new_search_name
     from .resuming import check_unchanged, existing_search, resume_command
     from .runner import resume_search, run_search
@@ -124,7 +126,7 @@ def search(
 
     view = View(as_json)
     loaded = load_study(study or DEFAULT_STUDY, overrides or ())
-    goes_on = resume or extend > 0
+    goes_on = resume or extend is not None
     if goes_on:
         name = existing_search(name or loaded.name, loaded.storage.path)
         if study is not None or overrides:
@@ -143,7 +145,7 @@ def search(
                 result = resume_search(
                     name,
                     loaded.storage.path,
-                    extend=extend,
+                    extend=extend or 0,
                     tracking=tracking,
                     address=address,
                     points=enqueued,
@@ -168,6 +170,8 @@ def search(
     except KeyboardInterrupt:
         if Path(loaded.storage.path, name).exists():
             view.say(f"Interrupted; everything so far is saved. Go on with:\n  {goes_on_by}")
+        else:
+            _say_how_to_go_on()
         raise typer.Exit(INTERRUPTED) from None
     _conclude(result, view, goes_on_by)
 
@@ -182,11 +186,12 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Check a study before anything is spent; starts and creates nothing."""
+    from .estimate import estimate
     from .node_checks import check_nodes, joins_a_cluster
     from .own_code import say_own_code
     from .places import tracking_uri
     from .plan import most_repeats, plan_trials
-    from .preflight import check_study, check_without_data, estimate, imbalance_note
+    from .preflight import check_study, check_without_data, imbalance_note
     from .ray_session import ray_session
     from .study import load_study
     from .view import View
@@ -369,11 +374,8 @@ def ui(
 
 def _conclude(result: "SearchResult", view: "View", goes_on_by: str) -> None:
     """Shows how a search ended and what to type next; exits unless all is done."""
-    from .export import load_hints
     from .findings_view import show_findings
-    from .places import tracking_uri
     from .resuming import program
-    from .retrain import code_of_hints
 
     record = result.record
     confirmation = record.confirmation() if record else None
@@ -411,16 +413,30 @@ def _conclude(result: "SearchResult", view: "View", goes_on_by: str) -> None:
     shown = os.path.relpath(result.hints)
     view.hint_points(result.hints)
     view.say(f"Exported: {shown}\n\nNext:")
-    content = load_hints(result.hints)
-    trust = " --trust-code" if code_of_hints(content) else ""
-    # Only where the commands would not find the store by themselves.
-    store = "" if result.tracking_uri == tracking_uri(None, None) else f" --tracking {result.tracking_uri}"
-    for command, purpose in (
-        (f"compare {result.name}{store}", "all trials as a table"),
-        (f"distill {shown} --seeds 3{trust}", "retrain the student with it, and test it"),
-        (f"ui{store}", "the trials in the MLflow UI"),
-    ):
+    for command, purpose in next_commands(result.name, shown, result.tracking_uri):
         view.say(f"  {program()} {command}\n      {purpose}")
+
+
+def next_commands(name: str, hints: str, uri: str) -> list[tuple[str, str]]:
+    """What to type after a search, and what for.
+
+    Args:
+        name: of the search.
+        hints: file that it exported.
+        uri: its tracking store.
+    """
+    from .export import load_hints
+    from .places import tracking_uri
+    from .retrain import code_of_hints
+
+    trust = " --trust-code" if code_of_hints(load_hints(hints)) else ""
+    # Only where the commands would not find the store by themselves.
+    store = "" if uri == tracking_uri(None, None) else f" --tracking {uri}"
+    return [
+        (f"compare {name}{store}", "all trials as a table"),
+        (f"distill {hints} --seeds 3{trust}", "retrain the student with it, and test it"),
+        (f"ui{store}", "the trials in the MLflow UI"),
+    ]
 
 
 def _models() -> Iterable[Any]:

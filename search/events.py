@@ -193,7 +193,9 @@ def event_from_dict(content: dict[str, Any]) -> Event:
     """
     fields = dict(content)
     kind = _KINDS.get(str(fields.pop("event", None)))
-    fields.pop("time", None)
+    # What the journal adds to each.
+    for added in ("time", "crc"):
+        fields.pop(added, None)
     if kind is None:
         raise ValueError(f"there is no event {content.get('event')!r}")
     try:

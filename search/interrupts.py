@@ -1,14 +1,36 @@
-"""A limit on how long an interrupt may take, whatever hangs."""
+"""When an interrupt takes effect, and a limit on how long it may take, whatever hangs."""
 
 import os
 import signal
 import socket
 import threading
 from collections.abc import Callable
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Self
 
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+# How often it is looked whether an import has ended.
+AGAIN_SECONDS = 0.05
+
+
+def interrupt_after_imports(number: int, frame: FrameType | None) -> None:
+    """A signal's handler that raises `KeyboardInterrupt`, but in the middle of an import at its end only.
+
+    Libraries that are interrupted while they are imported swallow it, or are left half there.
+    """
+    if _importing(frame):
+        signal.signal(signal.SIGALRM, interrupt_after_imports)
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
+        return
+    raise KeyboardInterrupt
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 class InterruptDeadline:

@@ -1,9 +1,13 @@
-"""The journal: one JSON line an event, on disk before the event takes effect. The source of truth of a search."""
+"""The journal: one JSON line an event, on disk before the event takes effect. The source of truth of a search.
+
+Each line ends with a checksum of itself and of all before it: a changed, a missing and an exchanged one are found.
+"""
 
 import json
 import os
 import threading
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +15,9 @@ from typing import Protocol
 
 from ..models.errors import InputError
 from .events import Event, History, event_from_dict, event_to_dict
+
+# Before the checksum of a line, which is CRC-32 of what stands before this, begun with the checksum of the line before.
+CHECKSUM = b', "crc": "'
 
 
 class Listener(Protocol):
@@ -46,10 +53,11 @@ def read_journal(path: Path) -> JournalContent:
     whole, _, torn = content.rpartition(b"\n")
     lines = whole.split(b"\n") if whole else []
     events: list[Event] = []
-    replayed = History()
+    replayed, checksum = History(), 0
     for number, line in enumerate(lines, start=1):
         try:
             event = event_from_dict(json.loads(line))
+            checksum = _checked(line, checksum)
             replayed.apply(event)
         except (ValueError, UnicodeDecodeError, AttributeError, TypeError) as error:
             raise InputError(
@@ -70,6 +78,8 @@ class SearchLog:
         self.path = path
         self.history = History()
         self._events: list[Event] = []
+        # Of the last line; None: it is still to be read.
+        self._checksum: int | None = None
         self._listeners: list[Listener] = []
         # Why the last event that found no place was not written.
         self.broken: OSError | None = None
@@ -90,15 +100,19 @@ class SearchLog:
             OSError: it could not be written, on a full disk for example; it has no effect then.
         """
         with self._lock:
-            line = json.dumps({**event_to_dict(event), "time": round(time.time(), 3)}) + "\n"
+            content = json.dumps({**event_to_dict(event), "time": round(time.time(), 3)}).encode()[:-1]
             new = not self.path.exists()
+            if self._checksum is None:
+                self._checksum = 0 if new else _last_checksum(self.path)
+            checksum = zlib.crc32(content, self._checksum)
             try:
-                _append(self.path, line.encode())
+                _append(self.path, content + CHECKSUM + b'%08x"}\n' % checksum)
                 if new:
                     _sync_folder(self.path.parent)
             except OSError as error:
                 self.broken = error
                 raise
+            self._checksum = checksum
             self._take_effect(event)
 
     def replay(self, events: Sequence[Event], torn: int) -> None:
@@ -116,6 +130,27 @@ class SearchLog:
         self._events.append(event)
         for listener in self._listeners:
             listener.on_event(event)
+
+
+def _checked(line: bytes, before: int) -> int:
+    """The checksum of a line.
+
+    Raises:
+        ValueError: it is another one than the line says.
+    """
+    content, mark, said = line.rpartition(CHECKSUM)
+    if not mark:
+        raise ValueError("it has no checksum")
+    checksum = zlib.crc32(content, before)
+    if said != b'%08x"}' % checksum:
+        raise ValueError("its checksum is wrong: it was changed, or a line before it is missing")
+    return checksum
+
+
+def _last_checksum(path: Path) -> int:
+    """What the last line of a journal says, which has been read and checked."""
+    _, _, said = path.read_bytes().rpartition(CHECKSUM)
+    return int(said[:8], 16)
 
 
 def _append(path: Path, line: bytes) -> None:

@@ -2,43 +2,30 @@
 
 import os
 import pickle
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from ray import cloudpickle
 
-from ..analysis.hint_selection import select_control
-from ..analysis.pairing import pair_by_depth
 from ..distill.data import DataSplits, known_shape
 from ..distill.feature_losses import STRONGEST_CHANNELS
-from ..distill.hint_configuration import HintConfiguration, HintPair
-from ..distill.loss_names import names_together
 from ..distill.loss_presets import LOSS_PRESETS
-from ..distill.splits import Split
-from ..distill.threads import torch_threads
-from ..distill.trainer import Seeds, TeacherNetwork, Trainer
 from ..models.candidates import Candidate, stage_ends
 from ..models.errors import InputError, reason
 from ..models.filter_norms import strongest_channels
 from ..models.weights import apply_weights
 from ..models.zoo import build_model
-from .hardware import local_execution
 from .layers import candidates_of, plan_pass
 from .places import sqlite_file
-from .plan import most_repeats, plan_trials
 from .preparation import study_data
-from .specs import model_spec, student_spec, teacher_spec
+from .specs import model_spec, student_spec
 from .study import Study
 from .teacher import find_teacher, start_weights
 from .tracking import connect
 
-ESTIMATE_EPOCHS = 2
-# An estimate starts with few images, and takes more until it has trained for so long.
-FEWEST_TIMED, MORE, TIMED_SECONDS = 32, 4, 0.75
 # Of the largest class to the smallest: less is common, and matters little.
 NOTED_IMBALANCE = 3
 
@@ -56,27 +43,6 @@ class Shapes:
     teacher: tuple[Candidate, ...]
     student: tuple[Candidate, ...]
     stages: int
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a search will cost at most, measured on a few steps of the largest kind of trial.
-
-    Attributes:
-        trials: control and search trials, and what is confirmed.
-        epoch_seconds: of one student epoch with a hint loss and the teacher's forward pass, all images.
-        training_seconds: of all trials one after the other, none of them stopped early.
-        wall_seconds: with as many at once as fit on this machine.
-        teacher_cached: whether the teacher is there already.
-        warmup_epochs: of the longest warm-up, before the epochs of the main stage.
-    """
-
-    trials: int
-    epoch_seconds: float
-    training_seconds: float
-    wall_seconds: float
-    teacher_cached: bool
-    warmup_epochs: int = 0
 
 
 def check_shapes(study: Study, classes: int, image_shape: tuple[int, int, int]) -> Shapes:
@@ -219,79 +185,6 @@ def preset_note(study: Study) -> str | None:
         f"Losses by the preset {study.space.preset}: {said}, τ {study.space.temperature.default:g}; what the study "
         "says of these itself is left out."
     )
-
-
-def estimate(study: Study, checked: Checked) -> Estimate:
-    """Trains a control's hint configuration on some images for some seconds, the teacher untrained, and extrapolates.
-
-    Without torch.compile: what it takes at the start of each trial is no matter of epochs.
-    """
-    shapes = checked.shapes
-    trials = len(plan_trials(study)) + most_repeats(study)
-    points = select_control(shapes.teacher, shapes.stages, "stage_ends", np.random.default_rng(0))
-    chosen = [shapes.teacher[index - 1] for index in points.indices]
-    pairs = pair_by_depth(chosen, len(shapes.teacher), shapes.student)
-    hints = HintConfiguration(
-        tuple(
-            HintPair(point.path, layer.path, loss, 1.0)
-            for point, layer in pairs
-            for loss in names_together(study.space.loss.hint[0])
-        ),
-        logit_weight=1.0,
-        logit_loss=study.space.loss.logit[0],
-        dynamic_weights=study.dynamic_weights.dynamic_weights() if study.dynamic_weights else None,
-    )
-    epoch_seconds = _epoch_seconds(study, checked.splits, hints)
-    most = max(shapes.stages, min(study.space.hints.clusters.high, len(shapes.teacher)))
-    warmup_epochs = study.warmup.warmup().total_epochs(most) if study.warmup else 0
-    training_seconds = epoch_seconds * (study.budget.rungs[-1] + warmup_epochs) * trials
-    at_once = min(study.resources.concurrent_trials or trials, _local_trials(study))
-    wall_seconds = training_seconds / at_once
-    return Estimate(trials, epoch_seconds, training_seconds, wall_seconds, checked.teacher_ready, warmup_epochs)
-
-
-def _epoch_seconds(study: Study, splits: DataSplits, hints: HintConfiguration) -> float:
-    """Of all images, from as many as are trained on in some seconds."""
-    spec = teacher_spec(study, splits)
-    teacher = TeacherNetwork(build_model(spec), spec.preprocessing)
-    execution = replace(local_execution(study.resources, on_gpu=False)[0], compile="off")
-    recipe = study.recipe.recipe(lr=1e-4)
-    images = min(FEWEST_TIMED, len(splits.train))
-    with torch_threads(study.resources.cpus_per_trial):
-        while True:
-            share = images / len(splits.train)
-            trainer = Trainer(
-                student_spec(study, splits),
-                _share_of(splits, share),
-                # Of few images a class may have none, and no weight.
-                replace(recipe, batch_size=min(recipe.batch_size, images), class_weights="none"),
-                (ESTIMATE_EPOCHS,),
-                Seeds(),
-                hints=hints,
-                teacher=teacher,
-                execution=execution,
-            )
-            started = time.perf_counter()
-            for _ in trainer.epochs():
-                pass
-            seconds = time.perf_counter() - started
-            if seconds >= TIMED_SECONDS or images == len(splits.train):
-                return seconds / ESTIMATE_EPOCHS / share
-            images = min(MORE * images, len(splits.train))
-
-
-def _share_of(splits: DataSplits, share: float) -> DataSplits:
-    return replace(splits, train=_share(splits.train, share), validation=_share(splits.validation, share))
-
-
-def _share(split: Split, share: float) -> Split:
-    """Images from all of a split, which may be sorted by class."""
-    count = max(1, round(share * len(split)))
-    return split.subset(np.arange(count) * len(split) // count)
-
-
-def _local_trials(study: Study) -> int:
-    return max(1, (os.cpu_count() or 1) // study.resources.cpus_per_trial)
 
 
 def _check_local_resources(study: Study) -> None:

@@ -31,6 +31,13 @@ def ray_session(address: str | None) -> Iterator[None]:
     except (ConnectionError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"there is no Ray cluster at {place} ({reason}); leave --address out to start one") from error
+    except Exception as error:
+        # Ray's type for it is Exception itself.
+        if "timed out during startup" not in str(error):
+            raise
+        raise InputError(
+            "Ray has not started within its 30 s, for other work keeps this machine busy; try again, or give --address"
+        ) from error
     finally:
         # Ray puts a handler of its own in, which would end the process before anything is saved.
         if threading.current_thread() is threading.main_thread():

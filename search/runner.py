@@ -19,6 +19,7 @@ from ..analysis.trials import SearchRecord, read_search
 from ..distill.execution import Execution
 from ..models.candidates import stage_ends
 from ..models.errors import InputError, reason
+from .estimate import Estimate, estimate
 from .events import Began, Enqueued, Extended, Prepared
 from .export import HintFile, export_hints
 from .failures import FailureBudget
@@ -36,7 +37,7 @@ from .parent_run import FIGURES, open_parent_run
 from .places import JOURNAL_FILE, new_search_name, tracking_uri
 from .plan import Plan, most_repeats
 from .points import point_of
-from .preflight import Estimate, check_study, estimate, imbalance_note, preset_note
+from .preflight import check_study, imbalance_note, preset_note
 from .preparation import Preparation, prepare, study_data
 from .ray_session import ray_session
 from .running import running
@@ -377,7 +378,7 @@ def _announcement(name: str, study: Study, cost: Estimate) -> str:
     teacher = "is cached" if cost.teacher_cached else f"is trained first, {study.teacher.recipe.epochs} epochs"
     return (
         f"Search {name}: {cost.trials} trials{confirming} of at most {study.budget.rungs[-1]} epochs{warming}, "
-        f"{cost.epoch_seconds:.2f} s an epoch ({device}): at most {_duration(cost.wall_seconds)} and "
+        f"{cost.epoch_seconds:.2f} s an epoch ({device}): at most {_duration(cost.wall_seconds)} of training and "
         f"{gpu_hours:.1f} GPU-hours{compiling}. The teacher {teacher}."
     )
 

@@ -131,7 +131,8 @@ def train_teacher(
         InputError: the trained teacher is no better than twice chance.
     """
     spec = teacher_spec(study, splits)
-    epochs = study.teacher.recipe.epochs
+    epochs, index = study.teacher.recipe.epochs, _cache_index(study, spec, splits, upper)
+    unfinished = index.with_suffix(".unfinished.pt")
     task = TrainingTask(
         spec,
         study.teacher.recipe.recipe(),
@@ -139,13 +140,15 @@ def train_teacher(
         Seeds(study.seed, study.seed),
         _hints(study.teacher.taught_by),
         upper.trained() if upper else None,
+        checkpoint=unfinished,
     )
     weights = train_on_cluster(task, splits, study.resources, report)
     path = cached_teacher_path(weights_sha256(weights))
     teacher = _ready(study, weights, path, splits)
     save_weights(path, weights)
-    with replacing(_cache_index(study, spec, splits, upper)) as temporary:
+    with replacing(index) as temporary:
         temporary.write_text(json.dumps({"sha256": teacher.sha256, "val_accuracy": teacher.val_accuracy}))
+    unfinished.unlink(missing_ok=True)
     return teacher
 
 

@@ -1,7 +1,10 @@
 """Training one network on the cluster outside of Tune: the teacher, or the student that layers are compared with."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import ray
@@ -13,11 +16,14 @@ from ..distill.data import DataSplits
 from ..distill.hint_configuration import HintConfiguration
 from ..distill.recipe import Recipe
 from ..distill.trainer import EpochResult, Seeds, Trainer
+from ..models.errors import InputError
 from ..models.weights import StateDict
 from ..models.zoo import ModelSpec
 from .hardware import local_execution
 from .networks import TrainedNetwork
 from .study_sections import ResourcesSection
+
+CHECKPOINT_SECONDS = 60.0
 
 OnEpoch = Callable[[EpochResult, int], None]
 
@@ -47,6 +53,8 @@ class TrainingTask:
         hints: what it learns from a teacher.
         teacher: that teacher; None if the hints need none.
         start: weights that it starts from; None: random ones.
+        checkpoint: file from which an interrupted training goes on; None: it starts anew. Where the worker does not see
+            the file of an earlier one it starts anew, too.
     """
 
     spec: ModelSpec
@@ -56,6 +64,7 @@ class TrainingTask:
     hints: HintConfiguration | None = None
     teacher: TrainedNetwork | None = None
     start: StateDict | None = None
+    checkpoint: Path | None = None
 
 
 def train_on_cluster(
@@ -86,14 +95,18 @@ def train_on_cluster(
         elif isinstance(item, tuple):
             if report:
                 report.on_precision(*item)
-        else:
+        elif item is not None:
             weights = {name: torch.from_numpy(array.copy()) for name, array in item.items()}
     return weights
 
 
 def _train(
     task: TrainingTask, splits: DataSplits, resources: ResourcesSection, on_gpu: bool
-) -> Iterator[tuple[str, str] | EpochResult | dict[str, NDArray[Any]]]:
+) -> Iterator[tuple[str, str] | EpochResult | dict[str, NDArray[Any]] | None]:
+    """Yields the precision, each epoch (None: it was trained before an interrupt), and the weights.
+
+    As many items whether it goes on or not: Ray counts them where it begins a task again whose node has died.
+    """
     keep_freed_memory()
     torch.set_num_threads(resources.cpus_per_trial)
     execution, why = local_execution(resources, on_gpu)
@@ -109,5 +122,17 @@ def _train(
         start=task.start,
         execution=execution,
     )
-    yield from trainer.epochs()
+    if task.checkpoint:
+        # One that is damaged, or of another version, is as good as none.
+        with suppress(InputError):
+            trainer.load_checkpoint(task.checkpoint)
+        yield from [None] * trainer.epoch
+    saved = monotonic()
+    for result in trainer.epochs():
+        if task.checkpoint and monotonic() - saved >= CHECKPOINT_SECONDS and result.epoch < task.rungs[-1]:
+            # Without room for it the training goes on all the same.
+            with suppress(OSError):
+                trainer.save_checkpoint(task.checkpoint)
+            saved = monotonic()
+        yield result
     yield {name: tensor.cpu().numpy() for name, tensor in trainer.student.state_dict().items()}

@@ -119,15 +119,22 @@ def test_best_is_the_best_completed_trial_of_its_arm(client: MlflowClient, searc
     assert (best.number, control.number, record.best("confirm")) == (3, 1, None)
 
 
-def test_winner_is_the_best_of_the_search_even_if_a_control_is_better(
-    client: MlflowClient, experiment: str, launch: Callable[..., str], add_trial: Callable[..., str]
+@pytest.mark.parametrize(("control", "searched", "number"), [(0.9, 0.8, 1), (0.8, 0.9, 2), (0.8, 0.8, 2)])
+def test_winner_without_confirming_is_the_better_of_search_and_controls(
+    client: MlflowClient,
+    experiment: str,
+    launch: Callable[..., str],
+    add_trial: Callable[..., str],
+    control: float,
+    searched: float,
+    number: int,
 ) -> None:
     parent = launch(f"search of {experiment}")
-    add_trial(parent, 1, {24: 0.9}, outcome="completed", arm="control", control="kd_only")
-    add_trial(parent, 2, {24: 0.8}, outcome="completed")
+    add_trial(parent, 1, {24: control}, outcome="completed", arm="control", control="kd_only")
+    add_trial(parent, 2, {24: searched}, outcome="completed")
     winner = read_search(client, experiment).winner()
     assert winner is not None
-    assert winner.number == 2
+    assert winner.number == number
 
 
 def test_winner_is_the_best_control_where_no_search_trial_was_completed(

@@ -1,9 +1,10 @@
-"""How long an interrupt may take, in processes that hang in every way."""
+"""When an interrupt takes effect, and how long it may take, in processes that hang in every way."""
 
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -79,3 +80,48 @@ def test_other_signals_set_no_limit() -> None:
     process.send_signal(signal.SIGUSR1)
     rest, _ = process.communicate(timeout=60)
     assert (process.returncode, rest.splitlines()) == (0, ["left"])
+
+
+# A library that swallows what is raised while it is imported.
+SLOW = """
+import time
+try:
+    time.sleep(1)
+    print("imported", flush=True)
+except BaseException as error:
+    print("swallowed", error, flush=True)
+"""
+IMPORTS = """
+import signal, sys
+from hintsearch.search.interrupts import interrupt_after_imports
+
+signal.signal(signal.SIGINT, interrupt_after_imports)
+print("ready", flush=True)
+try:
+    {body}
+    signal.pause()
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "said"), [("import slow", ["imported", "interrupted"]), ("signal.pause()", ["interrupted"])]
+)
+def test_interrupt_waits_for_the_end_of_an_import(body: str, said: list[str], tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    process = subprocess.Popen(
+        [sys.executable, "-c", IMPORTS.format(body=body)],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == "ready"
+    # In the middle of the second that the import takes.
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=60)
+    assert (process.returncode, rest.splitlines()) == (0, said)

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -74,6 +75,34 @@ def test_each_event_is_one_json_line_with_its_time(journal: Path) -> None:
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
     assert [line["event"] for line in lines] == ["suggestion", "report", "outcome", "suggestion"]
     assert all(line["time"] > 1.7e9 for line in lines)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        # What is still a journal of the right events.
+        lambda lines: [*lines[:1], lines[1].replace(b"0.1", b"0.9"), *lines[2:]],
+        lambda lines: [*lines[:1], lines[1].replace(b'"epoch": 8', b'"epoch": "8"'), *lines[2:]],
+        lambda lines: [lines[0], *lines[2:]],
+        lambda lines: [lines[0], lines[3], *lines[1:3]],
+    ],
+    ids=["another figure", "another type", "a line is missing", "lines are exchanged"],
+)
+def test_trap_5_line_that_was_changed_or_has_lost_another_is_named(
+    journal: Path, change: Callable[[list[bytes]], list[bytes]]
+) -> None:
+    lines = journal.read_bytes().splitlines()
+    journal.write_bytes(b"\n".join(change(lines)) + b"\n")
+    with pytest.raises(InputError, match=r"is damaged in line 2 \(its checksum is wrong: it was changed, or a line "):
+        read_journal(journal)
+
+
+def test_resumed_log_goes_on_with_the_checksums(journal: Path, events: list[Event]) -> None:
+    resumed = SearchLog(journal)
+    resumed.replay(read_journal(journal).events, torn=0)
+    for trials in (1, 2):
+        resumed.record(Extended(trials))
+    assert list(read_journal(journal).events) == [*events, Extended(1), Extended(2)]
 
 
 def test_line_is_on_disk_after_each_record(log: SearchLog, events: list[Event]) -> None:
@@ -177,7 +206,6 @@ def test_trap_5_replay_cuts_the_torn_line_off_so_that_the_next_one_is_whole(jour
         (b"3", ""),
         (b'{"event": "explosion"}', "there is no event 'explosion'"),
         (b'{"event": "report", "number": 1}', "a report has other fields"),
-        (json.dumps(event_to_dict(Reported(7, 1, {}, None))).encode(), "trial 7 was never suggested"),
     ],
 )
 def test_trap_5_damaged_line_is_an_error_that_names_it(journal: Path, content: bytes, reason: str) -> None:
@@ -191,10 +219,21 @@ def test_trap_5_damaged_line_is_an_error_that_names_it(journal: Path, content: b
     assert "\n" not in message
 
 
-def test_trap_5_suggestion_that_stands_twice_is_an_error_that_names_its_line(log: SearchLog, journal: Path) -> None:
-    lines = journal.read_bytes().split(b"\n")
-    damage(journal, 4, lines[0])
-    with pytest.raises(InputError, match=r"damaged in line 4 \(trial 1 is suggested twice\)"):
+@pytest.mark.parametrize(
+    ("again", "reason"),
+    [
+        (lambda events: events[0], "trial 1 is suggested twice"),
+        (lambda _: Reported(7, 1, {}, None), "trial 7 was never"),
+    ],
+)
+def test_trap_5_event_that_contradicts_those_before_is_an_error_that_names_its_line(
+    journal: Path, events: list[Event], again: Callable[[list[Event]], Event], reason: str
+) -> None:
+    content = json.dumps(event_to_dict(again(events)))[:-1].encode()
+    before = int(json.loads(journal.read_bytes().splitlines()[-1])["crc"], 16)
+    with journal.open("ab") as file:
+        file.write(content + b', "crc": "%08x"}\n' % zlib.crc32(content, before))
+    with pytest.raises(InputError, match=rf"damaged in line 5 \({reason}"):
         read_journal(journal)
 
 

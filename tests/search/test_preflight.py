@@ -11,14 +11,8 @@ from hintsearch.distill.data import DataSplits, ImageSet
 from hintsearch.models.errors import InputError
 from hintsearch.models.weights import save_weights
 from hintsearch.models.zoo import ModelSpec, build_model
-from hintsearch.search.preflight import (
-    TIMED_SECONDS,
-    check_can_be_sent,
-    check_study,
-    check_without_data,
-    estimate,
-    imbalance_note,
-)
+from hintsearch.search.estimate import TIMED_SECONDS, estimate
+from hintsearch.search.preflight import check_can_be_sent, check_study, check_without_data, imbalance_note
 from hintsearch.search.study import Study
 from numpy.typing import NDArray
 
@@ -142,6 +136,46 @@ def test_estimate_of_many_images_trains_on_few(studied: Studied, tmp_path: Path)
     assert sum(shown) < many / 2
     # What an epoch of so many takes is beyond what the measurement took.
     assert cost.epoch_seconds > TIMED_SECONDS
+
+
+OWN_LOSSES = """
+def good(student, teacher):
+    return student.flatten(1).mean(dim=1).square() + teacher.flatten(1).mean(dim=1).square()
+
+
+def bad(student, teacher):
+    shown = student.shape
+    raise RuntimeError(f"no loss for {len(shown)} axes")
+
+
+def worse(student, teacher, labels, temperature):
+    return student.view(-1, 3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ("space.loss.hint=[FILE:bad]", "FILE, line 8, in bad raises RuntimeError (no loss for 4 axes); "),
+        # Also one that is not used first.
+        (
+            "space.loss.hint=[fitnet, FILE:good+FILE:bad]",
+            "FILE, line 8, in bad raises RuntimeError (no loss for 4 axes); ",
+        ),
+        (
+            "space.loss.logit=[kd, FILE:worse]",
+            "FILE, line 12, in worse raises RuntimeError (shape '[-1, 3]' is ",
+        ),
+    ],
+)
+def test_own_loss_that_raises_is_told_with_its_line(studied: Studied, tmp_path: Path, losses: str, said: str) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(OWN_LOSSES)
+    study = studied(f"storage.path={tmp_path}", losses.replace("FILE", str(file)))
+    with pytest.raises(InputError) as caught:
+        estimate(study, check_study(study, store(tmp_path), None))
+    assert str(caught.value).startswith(said.replace("FILE", str(file)))
+    assert str(caught.value).endswith("; mend it before the search")
 
 
 @pytest.mark.parametrize("value", [threading.Lock(), {"reader": [threading.Lock()]}])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 from hintsearch.distill.losses import HINT_LOSSES, LOGIT_LOSSES
+from hintsearch.search.command_line import next_commands
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from processes import TINY_STUDY, CommandLine, Ended, call, journal_events
@@ -163,9 +164,21 @@ def test_own_loss_of_an_export_does_not_run_unasked(folder: Path, searched: Ende
     assert line.endswith("add --trust-code to run it")
 
 
-def test_command_that_is_proposed_trusts_the_own_loss_of_the_winner(searched: Ended) -> None:
+def test_command_that_is_proposed_after_the_search_retrains_its_winner(searched: Ended) -> None:
     (proposed,) = [line for line in searched.err.splitlines() if "distill results/all/hints.yaml" in line]
-    assert proposed.endswith("distill results/all/hints.yaml --seeds 3 --trust-code")
+    assert proposed.endswith("distill results/all/hints.yaml --seeds 3")
+
+
+def test_command_that_is_proposed_trusts_the_own_loss_of_an_export(
+    folder: Path, searched: Ended, shared_cache: Path
+) -> None:
+    hints = str(export(folder, shared_cache, OWN))
+    commands = [command for command, _ in next_commands("all", hints, "sqlite:////elsewhere/mlflow.db")]
+    assert commands == [
+        "compare all --tracking sqlite:////elsewhere/mlflow.db",
+        f"distill {hints} --seeds 3 --trust-code",
+        "ui --tracking sqlite:////elsewhere/mlflow.db",
+    ]
 
 
 @pytest.mark.parametrize(
