@@ -191,4 +191,5 @@ Deviations = tuple[Annotated[float, Field(gt=0)], ...]
 class Section(BaseModel):
     """Part of a study: unknown keys are errors, and nothing changes after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # Defaults, too: a 0 that is a 0.0 when the study is read again would be another key of the cache.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)

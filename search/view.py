@@ -200,7 +200,8 @@ class View:
             outcome = [row.outcome] if trials is not None else []
             style = "bold" if row.arm == "search" else "cyan"
             table.add_row(str(row.number), *cells, str(row.epochs), value, *outcome, style=style)
-        self.console.print(table)
+        if shown:
+            self.console.print(table)
         self.say(", ".join(f"{count} {outcome}" for outcome, count in _outcomes(record).items()) + " trials")
 
     def verdict(self, record: SearchRecord, validation_images: int) -> None:
@@ -241,7 +242,10 @@ class View:
         for pair in content.hints.pairs:
             normaliser = _short(pair.normaliser)
             table.add_row(pair.teacher_layer, pair.student_layer, pair.loss, _short(pair.weight), normaliser)
-        self.console.print(table)
+        if content.hints.pairs:
+            self.console.print(table)
+        else:
+            self.say(f"Trial {content.trial} has no hint points.")
         weights = content.hints
         parts = [
             f"γ classification {_short(weights.classification_weight)}",

@@ -14,6 +14,8 @@ def test_shipped_study_fits_its_networks(name: str) -> None:
     shapes = check_without_data(study)
     assert shapes.stages <= len(shapes.teacher)
     assert validate_study(study.resolved(), name) == study
+    # Also in types: what is cached has the study's text in its key.
+    assert str(validate_study(study.resolved(), name).model_dump()) == str(study.model_dump())
 
 
 def test_published_curriculum_of_indistill_is_the_shipped_one() -> None:
