@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     parser.add_argument("--seeds", type=int, default=20, help="searches of each way [default: 20]")
     parser.add_argument(
-        "--points", type=float, nargs="+", default=[1.0, 2.0], help="targets above the best control [default: 1 2]"
+        "--points", type=float, nargs="+", default=[1.0, 4.0], help="targets above the best control [default: 1 4]"
     )
     parser.add_argument(
         "--epochs", type=int, default=1080, help="budget of a search [default: 1080, 60 full trainings]"
