@@ -1,7 +1,6 @@
 """The main job as a user does it: processes, real Ray, Tune, Optuna, MLflow and sqlite."""
 
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +16,10 @@ from processes import (
     experiment_id,
     journal_events,
     users_project,
-    wait_for,
 )
 from safetensors.torch import load_file
 
 PLANNED = 5
-SPEEDS = ("images_per_second", "training_seconds")
 PNG = b"\x89PNG"
 
 
@@ -348,55 +345,3 @@ def test_a_search_against_a_cost_stops_nothing_and_exports_its_pareto_set(
     }
     assert set(members) == set(searched) - beaten
     assert {path.name for path in folder.iterdir()} == {"pareto.json", *(f"trial-{n}.yaml" for n in members)}
-
-
-def test_trap_32_a_killed_search_resumes_with_the_very_trials_of_an_undisturbed_one(
-    searched: tuple[CommandLine, Ended], shared_cache: Path, tiny_study_text: str, tmp_path: Path
-) -> None:
-    folder = users_project(tmp_path, tiny_study_text)
-    command_line = CommandLine(shared_cache, console_script=True)
-    results = folder / "results" / "killed"
-    process = command_line.start(["search", "tiny.yaml", "--name", "killed"], folder)
-    # In the middle of the third trial: two are finished, and one has a report past a checkpoint.
-    assert wait_for(lambda: any(e["number"] == 3 for e in journal_events(results, "report")), 90), process.communicate()
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    before = journal_events(results)
-    finished_before = {e["number"] for e in before if e["event"] == "outcome"}
-    assert finished_before >= {1, 2}
-    assert len(finished_before) < PLANNED
-    # Ray's agents wait out a timeout of their own (70 s) if they were still starting; they hold no CPU or GPU.
-    agents = "ray::DashboardAgent", "ray::RuntimeEnvAgent"
-    assert command_line.wait_until_gone(but=agents) == [], "Ray's processes outlived their driver"
-
-    ended = command_line.run(["search", "tiny.yaml", "--name", "killed", "--resume", "--json"], folder)
-    assert ended.code == 0, ended.err
-    events = journal_events(results)
-    assert events[: len(before)] == before
-    numbers = list(range(1, PLANNED + 1))
-    assert [e["number"] for e in events if e["event"] == "suggestion"] == numbers
-    assert sorted(e["number"] for e in events if e["event"] == "outcome") == numbers
-    reports = [(e["number"], e["epoch"]) for e in events if e["event"] == "report"]
-    assert len(reports) == len(set(reports))
-    again = {e["number"] for e in events[len(before) :] if e["event"] == "report"}
-    assert not again & finished_before, "a finished trial ran again"
-    assert _comparable(ended) == _comparable(searched[1])
-
-    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    runs = client.search_runs([experiment_id(client)])
-    assert sorted(int(run.data.tags["trial"]) for run in runs if "trial" in run.data.tags) == numbers
-    assert {run.info.status for run in runs} == {"FINISHED"}
-    for run in runs:
-        steps = [entry.step for entry in client.get_metric_history(run.info.run_id, "val_accuracy")]
-        assert steps == sorted(set(steps))
-
-
-def _comparable(ended: Ended) -> list[dict]:
-    """What a rerun must repeat: all but run ids, and how fast it was."""
-    return [
-        {
-            **{key: value for key, value in trial.items() if key != "run_id"},
-            "metrics": {key: value for key, value in trial["metrics"].items() if key not in SPEEDS},
-        }
-        for trial in ended.document()["trials"]
-    ]

@@ -103,3 +103,9 @@ def test_trap_14_no_run_is_left_running(killed: Killed) -> None:
 
 def test_trap_5_a_torn_last_line_is_cut_off_and_said(killed: Killed) -> None:
     assert f"was torn ({len(TORN)} bytes) and is cut off" in killed.legs["the signal of a job manager"].ended.err
+
+
+def test_ray_s_processes_do_not_outlive_a_killed_driver(killed: Killed) -> None:
+    # Ray's agents wait out a timeout of their own (70 s) if they were still starting; they hold no CPU or GPU.
+    agents = "ray::DashboardAgent", "ray::RuntimeEnvAgent"
+    assert killed.search.command_line.wait_until_gone(but=agents) == []
