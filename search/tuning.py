@@ -41,8 +41,10 @@ def make_tuner(trainable: Any, log: SearchLog, study: Study, searcher: Searcher,
     # Our own table shows the trials; Tune and Optuna would print between its lines.
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    # Why a trial failed is journaled, said in one line, and an artifact of its run.
-    logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
+    # Why a trial failed is journaled, said in one line, and an artifact of its run; of Tune's own snapshots nobody reads
+    # any, nor that one found no room.
+    for module in ("tune_controller", "experiment_state"):
+        logging.getLogger(f"ray.tune.execution.{module}").setLevel(logging.CRITICAL)
     resources = {"cpu": study.resources.cpus_per_trial, "gpu": study.resources.gpus_per_trial}
     return tune.Tuner(
         tune.with_resources(trainable, resources),

@@ -58,7 +58,7 @@ def journaled_trials(events: Sequence[Event]) -> dict[int, JournaledTrial]:
         reports = {e["epoch"]: e for e in _of(events, "report") if e["number"] == number}
         outcomes = [e["outcome"] for e in _of(events, "outcome") if e["number"] == number]
         trials[number] = JournaledTrial(
-            {key: value for key, value in suggestion.items() if key not in ("event", "time")},
+            {key: value for key, value in suggestion.items() if key not in ("event", "time", "crc")},
             {epoch: untimed(report["metrics"]) for epoch, report in reports.items()},
             {epoch: report["decision"] for epoch, report in reports.items()},
             outcomes[-1] if outcomes else None,

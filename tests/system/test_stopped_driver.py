@@ -27,7 +27,6 @@ LEGS = (
     "SIGTERM after a report",
     "Ctrl-C again and again",
     "SIGTERM to every process after a suggestion",
-    "Ctrl-C after a report",
 )
 
 
@@ -77,7 +76,6 @@ def stopped(new_search: Callable[..., DisturbedSearch]) -> Stopped:
         (reported(3, 2), subprocess.Popen.terminate),
         (reported(4, 4), press_ctrl_c_again_and_again),
         (suggested(6), lambda _: stop_the_job(search)),
-        (reported(7, 1), press_ctrl_c),
     )
     legs, runs = {}, {}
     for name, (moment, action) in zip(LEGS, moments, strict=True):
