@@ -41,8 +41,8 @@ def make_tuner(trainable: Any, log: SearchLog, study: Study, searcher: Searcher,
     # Our own table shows the trials; Tune and Optuna would print between its lines.
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    # Why a trial failed is journaled, said in one line, and an artifact of its run; of Tune's own snapshots nobody reads
-    # any, nor that one found no room.
+    # Why a trial failed is journaled, said in one line, and an artifact of its run; Tune's own snapshots, which a full
+    # disk fails, are read by nobody.
     for module in ("tune_controller", "experiment_state"):
         logging.getLogger(f"ray.tune.execution.{module}").setLevel(logging.CRITICAL)
     resources = {"cpu": study.resources.cpus_per_trial, "gpu": study.resources.gpus_per_trial}
