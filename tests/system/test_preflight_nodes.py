@@ -1,5 +1,6 @@
 """What preflight finds on the other node of a real cluster of two; nothing is started or left behind."""
 
+import contextlib
 import os
 import signal
 import tempfile
@@ -98,11 +99,13 @@ def test_a_trial_that_fits_no_single_node_is_refused(good: TwoNodes, folder: Pat
 def test_a_node_that_does_not_answer_is_named(folder: Path, cache: Path) -> None:
     with two_nodes() as nodes:
         command_line = CommandLine(cache, environment=nodes.environment)
+        answering = nodes.second.processes()
         process = command_line.start(["check", "small.yaml", "--address", nodes.address], folder)
         # The marker tells that the nodes are asked now.
-        assert wait_for(lambda: any((folder / "results").iterdir()), HANGS_S, every=0.01)
-        for frozen in nodes.second.processes():
-            os.kill(frozen, signal.SIGSTOP)
+        assert wait_for(lambda: any((folder / "results").iterdir()), HANGS_S, every=0.001)
+        for frozen in answering:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(frozen, signal.SIGSTOP)
         how = ended(process, HANGS_S)
     assert how.code == 2
     (line,) = how.err.strip().splitlines()
