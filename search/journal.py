@@ -107,12 +107,13 @@ class SearchLog:
             checksum = zlib.crc32(content, self._checksum)
             try:
                 _append(self.path, content + CHECKSUM + b'%08x"}\n' % checksum)
+                # Also where the folder is not synced: the line stands there, and the next one follows it.
+                self._checksum = checksum
                 if new:
                     _sync_folder(self.path.parent)
             except OSError as error:
                 self.broken = error
                 raise
-            self._checksum = checksum
             self._take_effect(event)
 
     def replay(self, events: Sequence[Event], torn: int) -> None:
