@@ -43,7 +43,7 @@ class Enqueued:
 
 @dataclass(frozen=True)
 class Confirming:
-    """What is repeated with fresh seeds, chosen when the search and its controls were over.
+    """What is repeated with fresh seeds: of the controls when they were over, of the search when all were.
 
     Attributes:
         repeats: see `Repeat`; each becomes a trial, numbered in this order.

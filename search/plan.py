@@ -1,4 +1,4 @@
-"""Which trials a search has: controls, suggestions, and what is repeated with fresh seeds when these are over."""
+"""Which trials a search has: controls, suggestions, and what of these is repeated with fresh seeds."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -92,23 +92,36 @@ class Plan:
     @property
     def most(self) -> int:
         """How many trials there will be at most."""
-        planned = isinstance(next(iter(self._history.additions[-1:]), None), Confirming)
-        return len(self.trials) + (0 if planned else most_repeats(self._study))
+        if not self._undecided():
+            return len(self.trials) + len(self.repeats_due())
+        # Which controls are the best does not change any more once one is repeated; which configurations are may.
+        settled = sum(self._history.trials[repeat.confirms].suggested.arm == "control" for repeat in self._repeats())
+        return len(self.trials) + most_repeats(self._study) - settled
 
     def repeats_due(self) -> list[Repeat]:
-        """What is to be repeated now; empty while search or control trials are left, and once all is planned."""
-        if self._study.confirm.seeds == 0 or any(planned.arm != "confirm" for planned in self.remaining):
+        """What is to be repeated now, and is not planned yet.
+
+        The best controls as soon as all controls are over, while search trials may still run: actors that have nothing
+        else to do are not to stand idle. The search's best when all search trials are over.
+        """
+        undecided = self._undecided()
+        if self._study.confirm.seeds == 0 or "control" in undecided:
             return []
-        known = {
-            Repeat(**repeat)
-            for addition in self._history.additions
-            if isinstance(addition, Confirming)
-            for repeat in addition.repeats
-        }
+        known = set(self._repeats())
         sources = confirmed_trials(self._study, self._history)
+        if "search" in undecided:
+            sources = [number for number in sources if self._history.trials[number].suggested.arm == "control"]
         # Seed by seed, so that what is there after an interruption is paired.
         wanted = [Repeat(source, *seeds) for seeds in confirm_seeds(self._study) for source in sources]
         return [repeat for repeat in wanted if repeat not in known]
+
+    def _undecided(self) -> set[Arm]:
+        """Arms of which a trial has no outcome, and which decide what is confirmed."""
+        return {planned.arm for planned in self.remaining if planned.arm != "confirm"}
+
+    def _repeats(self) -> list[Repeat]:
+        """All that are planned."""
+        return [planned.repeat for planned in self.trials if planned.repeat]
 
     def confirming(self) -> Confirming:
         """The event that plans what is due."""
@@ -141,8 +154,8 @@ def confirm_seeds(study: Study) -> list[tuple[int, int]]:
 def confirmed_trials(study: Study, history: History) -> list[int]:
     """Numbers of the trials whose configurations are confirmed: the search's best, then the best of the best controls.
 
-    By the objective after the last rung, with the search's own seeds: the choice is made before any repeat is run.
-    Without a completed search trial there is nothing to confirm.
+    By the objective after the last rung, with the search's own seeds: no repeat takes part in the choice. Without a
+    completed search trial there is nothing to confirm.
     """
     best = [trial.number for trial in _best_first(study, history, "search")][: study.confirm.configurations]
     controls: dict[str, int] = {}

@@ -31,8 +31,8 @@ def close_decided(log: SearchLog, last_epoch: int) -> None:
 class JournalSearcher(Searcher):
     """Hands the planned trials to Tune one by one; journals each suggestion and each outcome before it takes effect.
 
-    Trials that the history knows are issued again with their parameters. When search and control trials are over, what
-    is to be confirmed is planned.
+    Trials that the history knows are issued again with their parameters. When no search or control trial is left to
+    begin, what is to be confirmed is planned as far as it is decided.
 
     Args:
         log: the search's log.

@@ -63,6 +63,27 @@ def test_nothing_is_confirmed_while_a_trial_runs_that_decides_what(searcher: Jou
     assert searcher.suggest("e")["number"] == 4
 
 
+def test_controls_are_repeated_while_the_last_search_trials_run(
+    log: SearchLog, sampler: ArmSampler, resolver: HintResolver, studied: Callable[..., Study]
+) -> None:
+    """An actor that stood idle would be let go of, and another one started."""
+    controls = "controls={arms: [kd_only], trials: 1}"
+    study = studied(controls, "budget.trials=2", "confirm={configurations: 1, controls: 1, seeds: 3}")
+    searcher = JournalSearcher(log, sampler, resolver, study, FailureBudget(5))
+    for name in "abc":
+        number = searcher.suggest(name)["number"]
+        if number < 3:
+            complete(log, number)
+    # Trial 3 may become the best of the search, but not of the controls.
+    assert [searcher.suggest(name)["number"] for name in "def"] == [4, 5, 6]
+    assert [suggested.confirms for suggested in repeats(log)] == [1, 1, 1]
+    assert searcher.suggest("g") is None
+    complete(log, 3)
+    assert [searcher.suggest(name)["number"] for name in "hij"] == [7, 8, 9]
+    assert [suggested.confirms for suggested in repeats(log)] == [1, 1, 1, 3, 3, 3]
+    assert searcher.suggest("k") == Searcher.FINISHED
+
+
 def test_what_is_confirmed_is_journaled_before_the_first_repeat(searched: JournalSearcher, log: SearchLog) -> None:
     searched.suggest("d")
     (addition,) = log.history.additions

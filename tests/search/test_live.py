@@ -1,12 +1,13 @@
 """The live table, and the lines that stand for it where there is no terminal."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from hintsearch.search.events import Confirming, Event, Finished, Reported, Retried, Suggested
 from hintsearch.search.journal import SearchLog
 from hintsearch.search.live import LiveTable
+from hintsearch.search.plan import confirm_seeds
 from hintsearch.search.study import Study
 from hintsearch.search.view import View, loss_cell
 from rich.console import Console
@@ -21,10 +22,10 @@ UNMEASURED = {"val_accuracy": 0.9}
 def shown(log: SearchLog, studied: Callable[..., Study], suggested: Callable[..., Suggested]) -> Callable[..., str]:
     """What is shown of search trial 1 and control 2 after some events, with or without a terminal."""
 
-    def show(*events: Event, terminal: bool = False) -> str:
+    def show(*events: Event, terminal: bool = False, overrides: Sequence[str] = ()) -> str:
         view, screen = View(), io.StringIO()
         view.console = Console(file=screen, width=200, force_terminal=terminal, color_system=None)
-        table = LiveTable(view, log.history, studied("objective.metric=val_map_cosine"))
+        table = LiveTable(view, log.history, studied("objective.metric=val_map_cosine", *overrides))
         for event in (suggested(1), suggested(2, "kd_only"), *events):
             log.record(event)
             table.on_event(event)
@@ -87,11 +88,15 @@ def test_what_is_confirmed_is_said_once(shown: Callable[..., str]) -> None:
     assert said.endswith("), 2 (kd_only): 6 trainings with fresh seeds.\n")
 
 
-def test_lines_count_what_is_really_confirmed(shown: Callable[..., str]) -> None:
-    """Before that, the most that may be."""
-    repeats = [{"confirms": 1, "data_seed": seed, "init_seed": seed} for seed in (7, 8, 9)]
-    *_, line = shown(Confirming(repeats), Finished(2, "completed", "")).splitlines()
-    assert line.startswith("[1/30] trial 2 (kd_only) completed")
+def test_lines_count_what_is_really_confirmed(shown: Callable[..., str], studied: Callable[..., Study]) -> None:
+    """Before that, the most that may be: here three repeats of each of the two trials."""
+    small = ("budget.trials=1", "controls={arms: [kd_only], trials: 1}")
+    seeds = confirm_seeds(studied(*small))
+    repeats = [{"confirms": 1, "data_seed": data, "init_seed": init} for data, init in seeds]
+    # The control has no value to be confirmed by.
+    trials = [Reported(1, 24, MEASURED, None), Finished(1, "completed", ""), Finished(2, "completed", "")]
+    said = shown(*trials, Confirming(repeats), Finished(2, "completed", ""), overrides=small).splitlines()
+    assert [line[:5] for line in said if line.startswith("[")] == ["[1/8]", "[2/8]", "[2/5]"]
 
 
 def test_line_of_a_repeat_says_what_it_confirms(shown: Callable[..., str], suggested: Callable[..., Suggested]) -> None:

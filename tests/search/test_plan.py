@@ -122,10 +122,34 @@ def test_too_few_seeds_are_refused(studied: Callable[..., Study], seeds: int) ->
     )
 
 
-def test_repeats_are_due_when_search_and_controls_are_over(confirming: Study, ended: Callable[..., History]) -> None:
-    assert Plan(confirming, ended([*CONTROLS, ("", 0.4), ("", 0.9)])).repeats_due() == []
-    due = Plan(confirming, ended([*CONTROLS, ("", 0.4), ("", 0.9), ("", 0.8)])).repeats_due()
+def test_repeats_of_the_controls_are_due_while_search_trials_run(
+    confirming: Study, ended: Callable[..., History], suggested: Callable[..., Suggested]
+) -> None:
+    assert Plan(confirming, ended(CONTROLS)).repeats_due() == []
+    history = ended([*CONTROLS, ("", 0.4), ("", 0.9)])
+    history.apply(suggested(6, ""))
+    plan = Plan(confirming, history)
     # Seed by seed: what there is after an interruption is of pairs.
+    assert plan.repeats_due() == [Repeat(source, *pair) for pair in confirm_seeds(confirming) for source in (3, 2)]
+    history.apply(plan.confirming())
+    assert plan.repeats_due() == []
+    history.apply(Reported(6, 24, {"val_accuracy": 0.8}, None))
+    history.apply(Finished(6, "completed", ""))
+    assert plan.repeats_due() == [Repeat(source, *pair) for pair in confirm_seeds(confirming) for source in (5, 6)]
+
+
+def test_nothing_is_due_while_a_control_runs(confirming: Study, ended: Callable[..., History]) -> None:
+    history = ended([*CONTROLS[:2], ("", 0.4), ("", 0.4), ("", 0.9), ("", 0.8)])
+    trials = dict(history.trials)
+    # As if the third control were a slow one.
+    history.trials = {number: trial for number, trial in trials.items() if number != 3}
+    assert Plan(confirming, history).repeats_due() == []
+
+
+def test_all_repeats_are_due_when_search_and_controls_are_over(
+    confirming: Study, ended: Callable[..., History]
+) -> None:
+    due = Plan(confirming, ended([*CONTROLS, ("", 0.4), ("", 0.9), ("", 0.8)])).repeats_due()
     assert due == [Repeat(source, *pair) for pair in confirm_seeds(confirming) for source in (5, 6, 3, 2)]
 
 
@@ -170,6 +194,11 @@ def test_the_most_there_will_be_counts_what_is_yet_to_be_confirmed(
     history = ended([])
     plan = Plan(confirming, history)
     assert most_repeats(confirming) == 12
+    assert plan.most == 18
+    history = ended([*CONTROLS, ("", 0.4), ("", 0.9)])
+    plan = Plan(confirming, history)
+    history.apply(plan.confirming())
+    # The six repeats of the controls are among them.
     assert plan.most == 18
     history = ended([*CONTROLS, ("", 0.4), ("", None), ("", None)])
     plan = Plan(confirming, history)
