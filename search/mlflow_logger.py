@@ -3,8 +3,8 @@
 import queue
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,16 +12,37 @@ from mlflow.exceptions import MlflowException
 
 from .events import Event, Finished, Reported, Retried, Suggested, Tracked, TrialHistory
 from .journal import SearchLog
-from .tracking import TrackedSearch
+from .tracking import EpochMetrics, TrackedSearch
 
 HINT_FILE = "hint_configuration.json"
 TRACEBACK_FILE = "traceback.txt"
 STATUS = {"completed": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 LONGEST_PAUSE_S = 30.0
+# Epochs that a trial reports within this time go out in one request: a small student trains several a second, and each
+# request costs the driver, and a server, as much as one with many of them.
+GATHER_SECONDS = 1.0
 # Logged with every epoch, so it tells which ones a run has.
 EPOCH = "epoch"
 
-Write = Callable[[], object]
+
+@dataclass(frozen=True)
+class _Write:
+    """Something about a trial for the store."""
+
+    number: int
+    write: Callable[[], object]
+
+
+@dataclass(frozen=True)
+class _Report:
+    """A report for the store, and when it came, in milliseconds since 1970."""
+
+    event: Reported
+    milliseconds: int
+
+    @property
+    def number(self) -> int:
+        return self.event.number
 
 
 class MlflowLogger:
@@ -34,24 +55,25 @@ class MlflowLogger:
 
     def __init__(self, tracked: TrackedSearch, log: SearchLog) -> None:
         self._tracked, self._log = tracked, log
-        self._queue: queue.Queue[Write | None] = queue.Queue()
-        self._stopping = threading.Event()
+        self._queue: queue.Queue[_Write | _Report | None] = queue.Queue()
+        # What the store has not taken yet.
+        self._missing, self._counting = 0, threading.Lock()
+        self._closing, self._stopping = threading.Event(), threading.Event()
         self._broken: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="mlflow-logger", daemon=True)
         self._thread.start()
 
     def on_event(self, event: Event) -> None:
         """Queues what a live event means for MLflow."""
-        milliseconds = round(time.time() * 1000)
         match event:
             case Suggested():
-                self._queue.put(partial(self._open, event.number))
+                self._put(_Write(event.number, partial(self._open, event.number)))
             case Reported():
-                self._queue.put(partial(self._report, event, milliseconds))
+                self._put(_Report(event, round(time.time() * 1000)))
             case Retried():
-                self._queue.put(partial(self._retry, event))
+                self._put(_Write(event.number, partial(self._retry, event)))
             case Finished():
-                self._queue.put(partial(self._finish, event))
+                self._put(_Write(event.number, partial(self._finish, event)))
             case _:
                 pass
 
@@ -61,7 +83,7 @@ class MlflowLogger:
             trial = self._log.history.trials[number]
             # A copy: reports that come in before the writer gets here have writes of their own.
             snapshot = replace(trial, reports=dict(trial.reports))
-            self._queue.put(partial(self._replay, snapshot))
+            self._put(_Write(number, partial(self._replay, snapshot)))
 
     def close(self, interrupted: bool, seconds: float | None = None) -> int:
         """Waits for the writing to end, closes what is open, and stops; raises what ended the writer's thread.
@@ -76,46 +98,87 @@ class MlflowLogger:
         """
         if interrupted:
             for trial in self._log.history.unfinished():
-                self._queue.put(partial(self._interrupt, trial))
+                self._put(_Write(trial.number, partial(self._interrupt, trial)))
         self._queue.put(None)
+        self._closing.set()
         if seconds is None:
             seconds = 5.0 if interrupted else 60.0
         # A slow store gets all the time it needs; one that takes nothing for so long is given up.
         left = -1
-        while self._thread.is_alive() and self._queue.qsize() != left:
-            left = self._queue.qsize()
+        while self._thread.is_alive() and self._missing != left:
+            left = self._missing
             self._thread.join(seconds)
         self._stopping.set()
         self._thread.join(5)
         if self._broken is not None:
             raise self._broken
-        in_flight = self._thread.is_alive()
-        return sum(write is not None for write in self._queue.queue) + in_flight
+        return self._missing
+
+    def _put(self, item: _Write | _Report) -> None:
+        self._count(1)
+        self._queue.put(item)
+
+    def _count(self, more: int) -> None:
+        with self._counting:
+            self._missing += more
 
     def _work(self) -> None:
-        while (write := self._queue.get()) is not None:
-            try:
-                self._write_until_done(write)
-            except BaseException as error:
-                # Raised again by close(), on the driver's thread.
-                self._broken = error
-                return
-            if self._stopping.is_set():
-                return
+        try:
+            for items in self._gathered():
+                for writes, write in self._requests(items):
+                    if not self._write_until_done(write):
+                        return
+                    self._count(-writes)
+        except BaseException as error:
+            # Raised again by close(), on the driver's thread.
+            self._broken = error
 
-    def _write_until_done(self, write: Write) -> None:
+    def _gathered(self) -> Iterator[list[_Write | _Report]]:
+        """What has come in, until the logger is closed; an item waits a moment for others."""
+        while (item := self._queue.get()) is not None:
+            self._closing.wait(GATHER_SECONDS)
+            items = [item]
+            for _ in range(self._queue.qsize()):
+                more = self._queue.get()
+                if more is None:
+                    # Comes last.
+                    self._queue.put(None)
+                    break
+                items.append(more)
+            yield items
+
+    def _requests(self, items: Iterable[_Write | _Report]) -> Iterator[tuple[int, Callable[[], object]]]:
+        """Writes, and how many items each stands for: a trial's epochs are one, and its items keep their order."""
+        requests: list[list[_Report] | _Write] = []
+        growing: dict[int, list[_Report]] = {}
+        for item in items:
+            if isinstance(item, _Write):
+                growing.pop(item.number, None)
+                requests.append(item)
+            elif item.number in growing:
+                growing[item.number].append(item)
+            else:
+                growing[item.number] = [item]
+                requests.append(growing[item.number])
+        for request in requests:
+            if isinstance(request, _Write):
+                yield 1, request.write
+            else:
+                yield len(request), partial(self._report, request)
+
+    def _write_until_done(self, write: Callable[[], object]) -> bool:
+        """Whether the store took it; it is not waited for any longer once the logger is to stop."""
         pause = 0.5
-        while True:
+        while not self._stopping.is_set():
             try:
                 write()
             except (MlflowException, OSError):
                 # The journal has it all: if the store stays away, a resume sends what is missing.
-                if self._stopping.wait(pause):
-                    self._queue.put(write)
-                    return
+                self._stopping.wait(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_S)
             else:
-                return
+                return True
+        return False
 
     def _open(self, number: int) -> str:
         trial = self._log.history.trials[number]
@@ -139,9 +202,14 @@ class MlflowLogger:
             tags["confirms"] = str(trial.suggested.confirms)
         return tags | ({"control": trial.suggested.control} if trial.suggested.control else {})
 
-    def _report(self, event: Reported, milliseconds: int) -> None:
-        metrics = {**event.metrics, EPOCH: float(event.epoch)}
-        self._tracked.log_metrics(self._open(event.number), event.epoch, metrics, milliseconds)
+    def _report(self, reports: Sequence[_Report]) -> None:
+        """Of one trial."""
+        figures = [
+            EpochMetrics(event.epoch, {**event.metrics, EPOCH: float(event.epoch)}, milliseconds)
+            for event, milliseconds in ((report.event, report.milliseconds) for report in reports)
+        ]
+        if reports:
+            self._tracked.log_epochs(self._open(reports[0].number), figures)
 
     def _retry(self, event: Retried) -> None:
         # `error` is of trials that failed for good.
@@ -165,8 +233,7 @@ class MlflowLogger:
             self._tracked.tag(run_id, {"retries": str(trial.retries)})
         there = self._tracked.logged_epochs(run_id, EPOCH)
         milliseconds = round(time.time() * 1000)
-        for epoch in sorted(set(trial.reports) - there):
-            self._report(trial.reports[epoch], milliseconds)
+        self._report([_Report(trial.reports[epoch], milliseconds) for epoch in sorted(set(trial.reports) - there)])
         if trial.finished is not None:
             self._finish(trial.finished)
         else:

@@ -4,8 +4,9 @@ import fcntl
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,12 +14,28 @@ from urllib.parse import urlsplit
 import mlflow
 from mlflow.entities import Metric, Param, RunTag, ViewType
 from mlflow.tracking import MlflowClient
+from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
 from ..models.errors import InputError, reason
 from .places import sqlite_file
 
 PARENT_TAG = "mlflow.parentRunId"
 NAME_TAG = "mlflow.runName"
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """Figures of an epoch.
+
+    Attributes:
+        number: of the epoch.
+        metrics: by their MLflow names.
+        milliseconds: since 1970, when they came.
+    """
+
+    number: int
+    metrics: Mapping[str, float]
+    milliseconds: int
 
 
 def connect(uri: str, create: bool) -> MlflowClient:
@@ -149,9 +166,15 @@ class TrackedSearch:
         """Sets tags of a run."""
         self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
-    def log_metrics(self, run_id: str, epoch: int, metrics: Mapping[str, float], milliseconds: int) -> None:
-        """One epoch's figures in one request."""
-        batch = [Metric(name, value, milliseconds, epoch) for name, value in metrics.items()]
+    def log_epochs(self, run_id: str, epochs: Sequence[EpochMetrics]) -> None:
+        """Figures of some epochs, in as few requests as the store allows; each has whole epochs."""
+        batch: list[Metric] = []
+        for epoch in epochs:
+            metrics = [Metric(name, value, epoch.milliseconds, epoch.number) for name, value in epoch.metrics.items()]
+            if len(batch) + len(metrics) > MAX_METRICS_PER_BATCH:
+                self.client.log_batch(run_id, metrics=batch)
+                batch = []
+            batch += metrics
         self.client.log_batch(run_id, metrics=batch)
 
     def logged_epochs(self, run_id: str, metric: str) -> set[int]:

@@ -1,18 +1,19 @@
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
 
 import pytest
+from hintsearch.search import mlflow_logger
 from hintsearch.search.events import Began, Event, Finished, Prepared, Reported, Retried, Suggested, Tracked
 from hintsearch.search.journal import SearchLog, read_journal
-from hintsearch.search.mlflow_logger import HINT_FILE, TRACEBACK_FILE, MlflowLogger
+from hintsearch.search.mlflow_logger import GATHER_SECONDS, HINT_FILE, TRACEBACK_FILE, MlflowLogger
 from hintsearch.search.sampler import ArmSampler
 from hintsearch.search.study import Study
-from hintsearch.search.tracking import PARENT_TAG, TrackedSearch
+from hintsearch.search.tracking import PARENT_TAG, EpochMetrics, TrackedSearch
 from hintsearch.search.trial import HintResolver
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
@@ -288,7 +289,7 @@ def test_trap_14_dead_store_holds_up_no_event(
         for event in course:
             log.record(event)
         assert time.monotonic() - started < 2
-        time.sleep(0.2)  # the first attempts fail
+        time.sleep(GATHER_SECONDS + 0.2)  # the first attempts fail
     assert logger.close(interrupted=True) == 0
     assert steps(client, runs()[1]) == [1, 8, 24]
 
@@ -310,6 +311,54 @@ def test_trap_14_writes_that_a_dead_store_has_not_taken_are_counted_and_sent_by_
     assert attach(resumed()).close(interrupted=True) == 0
     assert steps(client, runs()[1]) == [1, 8, 24]
     assert set(runs()) == {1, 2, 3, 4}
+
+
+def test_epochs_of_a_moment_go_out_in_one_request(
+    client: MlflowClient,
+    tracked: TrackedSearch,
+    log: SearchLog,
+    attach: Attach,
+    suggested: Callable[..., Suggested],
+    runs: Runs,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent: list[list[int]] = []
+    log_epochs = tracked.log_epochs
+
+    def send(run_id: str, epochs: Sequence[EpochMetrics]) -> None:
+        sent.append([epoch.number for epoch in epochs])
+        log_epochs(run_id, epochs)
+
+    monkeypatch.setattr(tracked, "log_epochs", send)
+    # Closing the logger ends the moment.
+    monkeypatch.setattr(mlflow_logger, "GATHER_SECONDS", 60)
+    logger = attach(log)
+    # What is between them is another trial's, or an outcome.
+    two = [suggested(1), suggested(2, "kd_only"), *reports(1, 1), *reports(2, 1), *reports(1, 2), *reports(2, 2)]
+    for event in (*two, Finished(2, "pruned", ""), *reports(1, 3)):
+        log.record(event)
+    assert logger.close(interrupted=True) == 0
+    assert sent == [[1, 2, 3], [1, 2]]
+    assert steps(client, runs()[1]) == [1, 2, 3]
+    assert runs()[2].data.tags["outcome"] == "pruned"
+
+
+def test_retried_trial_s_epochs_keep_their_order(
+    tracked: TrackedSearch,
+    log: SearchLog,
+    attach: Attach,
+    suggested: Callable[..., Suggested],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[object] = []
+    log_epochs, tag = tracked.log_epochs, tracked.tag
+    monkeypatch.setattr(tracked, "log_epochs", lambda r, e: (done.append([i.number for i in e]), log_epochs(r, e)))
+    monkeypatch.setattr(tracked, "tag", lambda r, t: (done.append(t.get("retries", "end")), tag(r, t)))
+    logger = attach(log)
+    for event in (suggested(1), *reports(1, 1, 2), Retried(1, 1, "it broke"), *reports(1, 3)):
+        log.record(event)
+    assert logger.close(interrupted=True) == 0
+    assert done == [[1, 2], "1", [3], "end"]
 
 
 def ranked(number: int, *epochs: int) -> list[Event]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from hintsearch.models.errors import InputError
-from hintsearch.search.tracking import PARENT_TAG, TrackedSearch, connect
+from hintsearch.search.tracking import PARENT_TAG, EpochMetrics, TrackedSearch, connect
 from mlflow.tracking import MlflowClient
 
 numbers = count(1)
@@ -129,10 +129,18 @@ def test_parameters_may_be_logged_twice(client: MlflowClient, tracked: TrackedSe
 
 def test_epochs_that_have_the_metric_are_known(tracked: TrackedSearch) -> None:
     run_id = tracked.create_trial(1, {})
-    tracked.log_metrics(run_id, 1, {"val_accuracy": 0.1}, 0)
-    tracked.log_metrics(run_id, 8, {"val_accuracy": 0.2}, 0)
-    tracked.log_metrics(run_id, 9, {"train_loss": 0.2}, 0)
+    epochs = [(1, {"val_accuracy": 0.1}), (8, {"val_accuracy": 0.2}), (9, {"train_loss": 0.2})]
+    tracked.log_epochs(run_id, [EpochMetrics(epoch, metrics, 0) for epoch, metrics in epochs])
     assert tracked.logged_epochs(run_id, "val_accuracy") == {1, 8}
+
+
+def test_more_epochs_than_a_request_may_hold_all_arrive(client: MlflowClient, tracked: TrackedSearch) -> None:
+    run_id = tracked.create_trial(1, {})
+    metrics = {f"loss_{i}": 0.5 for i in range(300)}
+    # MLflow refuses more than 1,000 figures at once.
+    tracked.log_epochs(run_id, [EpochMetrics(epoch, metrics, 0) for epoch in range(1, 8)])
+    assert {entry.step for entry in client.get_metric_history(run_id, "loss_299")} == set(range(1, 8))
+    assert tracked.logged_epochs(run_id, "loss_0") == set(range(1, 8))
 
 
 @pytest.mark.parametrize(("status", "closed"), [("FINISHED", True), ("FAILED", True), ("KILLED", False)])
