@@ -1,5 +1,6 @@
 """The trainings of a search without the search: the same configurations in as many processes, one after the other."""
 
+import gc
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -28,11 +29,13 @@ class BareTraining:
         number: of the trial.
         construction: seconds until it could begin.
         epochs: seconds of each, validation included; of one that failed, until then.
+        steps: seconds of each without validation, of those that came to their end.
     """
 
     number: int
     construction: float
     epochs: tuple[float, ...]
+    steps: tuple[float, ...]
 
 
 def bare_trainings(study: Study, history: History, concurrent: int) -> dict[int, BareTraining]:
@@ -68,6 +71,7 @@ _ready: list[_Prepared] = []
 
 def _prepare(study: Study, execution: Execution, first: TrialHistory, warm: Barrier) -> None:
     """Starts a process: warm before any training is timed, as an actor is after its first epoch."""
+    gc.freeze()
     keep_freed_memory()
     torch.set_num_threads(study.resources.cpus_per_trial)
     view = View()
@@ -80,14 +84,16 @@ def _prepare(study: Study, execution: Execution, first: TrialHistory, warm: Barr
 def _timed(trial: TrialHistory) -> BareTraining:
     started = time.perf_counter()
     trainer = _trainer(trial)
-    ends = [time.perf_counter()]
+    ends, steps = [time.perf_counter()], []
+    images = len(_ready[0].preparation.splits.train)
     try:
-        for _ in islice(trainer.epochs(), _epochs(trial)):
+        for result in islice(trainer.epochs(), _epochs(trial)):
             ends.append(time.perf_counter())
+            steps.append(images / result.metrics["images_per_second"])
     except NonFiniteLossError:
         ends.append(time.perf_counter())
     epochs = tuple(end - begin for begin, end in pairwise(ends))
-    return BareTraining(trial.number, ends[0] - started, epochs)
+    return BareTraining(trial.number, ends[0] - started, epochs, tuple(steps))
 
 
 def _epochs(trial: TrialHistory) -> int:

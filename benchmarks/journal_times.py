@@ -23,6 +23,26 @@ class JournalTimes:
     reports: dict[int, dict[int, float]]
     ended: dict[int, float]
 
+    def together(self, number: int) -> list[list[int]]:
+        """A trial's epochs in order, those in one list that were reported at once.
+
+        An epoch came with the one before it if it is journaled sooner after that than it could be trained.
+        """
+        found: list[list[int]] = []
+        for epoch, time in sorted(self.reports.get(number, {}).items()):
+            gap = time - self.reports[number].get(epoch - 1, 0.0)
+            if gap < self.training_seconds(number, epoch) / 2:
+                found[-1].append(epoch)
+            else:
+                found.append([epoch])
+        return found
+
+    def training_seconds(self, number: int, epoch: int) -> float:
+        """Of an epoch, without validation."""
+        reports = self.history.trials[number].reports
+        before = reports[epoch - 1].metrics["training_seconds"] if epoch - 1 in reports else 0.0
+        return reports[epoch].metrics["training_seconds"] - before
+
     @property
     def end(self) -> float:
         """When the last trial ended."""

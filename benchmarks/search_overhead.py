@@ -5,9 +5,8 @@
 1. In each round, `hintsearch search digits`, then the trainings of its trials once more without it, as many at a time,
    in processes that are prepared and warm (`bare_training.py`). Compared are, from the moment when every actor has
    reported for the first time, the wall time × trials at once, and the sum of what the trainings took by themselves.
-   The difference is split: what comes between a trial's end and the next one's first epoch, what the epochs take more
-   than by themselves (reports, checkpoints, and the processor time that the driver takes from them), and actors without
-   a trial while the last ones end, before the confirm phase and after it.
+   The difference is split: what training takes longer than by itself (the driver takes processor time from it), actors
+   without a trial while the last ones end, and the rest: starts of trials, reports, checkpoints, validation.
 2. The same study with a few hundred trials that train nothing, but report the first search's curves at once
    (`replayed_search.py`), with its journal, Tune, the sampler, the scheduler and MLflow as they are: wall time a trial
    once actors are up, and the private memory of driver and actors every 50 trials.
@@ -56,17 +55,17 @@ class Round:
     Attributes:
         wall: of the search, times the number of trials at once.
         bare: what the trainings took by themselves.
-        between: from a trial's end to the end of the next one's first epoch, beyond what those took by themselves.
-        in_epochs: beyond what further epochs took by themselves.
+        slower: what the trials' training took longer than by itself, validation left out.
         idle: of actors for which there was no trial to begin.
+        rest: starts of trials, reports, checkpoints, and what validation took longer.
         trials: of the search.
     """
 
     wall: float
     bare: float
-    between: float
-    in_epochs: float
+    slower: float
     idle: float
+    rest: float
     trials: int
 
     @property
@@ -130,30 +129,23 @@ def one_round(folder: Path, study: Study, number: int) -> Round:
 def compared(times: JournalTimes, bare: Mapping[int, BareTraining]) -> Round:
     """Takes a search's wall time apart."""
     up, end = times.actors_up(CONCURRENT), times.end
-    alone = in_epochs = 0.0
+    alone = slower = 0.0
     for number, training in bare.items():
-        reported = times.reports.get(number, {})
-        if times.begun[number] >= up:
-            alone += training.construction + sum(training.epochs)
-        for epoch in range(2, len(reported) + 1):
-            took, seconds = reported[epoch] - reported[epoch - 1], training.epochs[epoch - 1]
-            # Of an epoch during which the last actor came up, the part after that.
-            share = min(1.0, max(0.0, reported[epoch] - up) / took)
-            in_epochs += share * (took - seconds)
-            if times.begun[number] < up:
-                alone += share * seconds
+        before, epochs = times.begun[number], 0
+        late = before >= up
+        for together in times.together(number):
+            reported, epochs = times.reports[number][together[-1]], together[-1]
+            # Of epochs during which the last actor came up, the part after that.
+            share = 1.0 if late else min(1.0, max(0.0, (reported - up) / (reported - before)))
+            alone += share * sum(training.epochs[epoch - 1] for epoch in together)
+            took = sum(times.training_seconds(number, epoch) for epoch in together)
+            slower += share * (took - sum(training.steps[epoch - 1] for epoch in together))
+            before = reported
+        # What came before the first epoch, and an epoch that failed.
+        alone += (training.construction + sum(training.epochs[epochs:])) if late else 0.0
     wall = CONCURRENT * (end - up)
-    idle = sum(end - ended for ended in sorted(times.ended.values())[-CONCURRENT:]) + waiting(times)
-    return Round(wall, alone, wall - alone - in_epochs - idle, in_epochs, idle, len(times.begun))
-
-
-def waiting(times: JournalTimes) -> float:
-    """Seconds of actors that wait for the last search trials, for these decide what is confirmed."""
-    confirm = {number for number, trial in times.history.trials.items() if trial.suggested.arm == "confirm"}
-    if not confirm:
-        return 0.0
-    before = sorted(ended for number, ended in times.ended.items() if number not in confirm)
-    return sum(before[-1] - ended for ended in before[-CONCURRENT:])
+    idle = sum(end - ended for ended in sorted(times.ended.values())[-CONCURRENT:])
+    return Round(wall, alone, slower, idle, wall - alone - slower - idle, len(times.begun))
 
 
 def replay(folder: Path, trials: int) -> tuple[dict[str, Any], list[Sample]]:
@@ -223,14 +215,14 @@ def show(rounds: Sequence[Round], samples: Sequence[Sample], figures: dict[str, 
         "trials",
         "wall × 2",
         "bare",
-        "between trials",
-        "in epochs",
+        "slower",
         "idle",
+        "rest",
         "wall/bare",
     ):
         table.add_column(column, justify="right")
     for number, one in enumerate(rounds, start=1):
-        parts = (one.wall, one.bare, one.between, one.in_epochs, one.idle)
+        parts = (one.wall, one.bare, one.slower, one.idle, one.rest)
         table.add_row(str(number), str(one.trials), *(f"{part:.1f}" for part in parts), f"{one.wall_over_bare:.3f}")
     Console(width=140).print(table)
     memory = Table(title="Trials that report at once: private memory in MB")

@@ -56,6 +56,8 @@ class MlflowLogger:
     def __init__(self, tracked: TrackedSearch, log: SearchLog) -> None:
         self._tracked, self._log = tracked, log
         self._queue: queue.Queue[_Write | _Report | None] = queue.Queue()
+        # Trials that were begun in this launch and have no run in the store for sure.
+        self._begun = set[int]()
         # What the store has not taken yet.
         self._missing, self._counting = 0, threading.Lock()
         self._closing, self._stopping = threading.Event(), threading.Event()
@@ -67,6 +69,7 @@ class MlflowLogger:
         """Queues what a live event means for MLflow."""
         match event:
             case Suggested():
+                self._begun.add(event.number)
                 self._put(_Write(event.number, partial(self._open, event.number)))
             case Reported():
                 self._put(_Report(event, round(time.time() * 1000)))
@@ -184,7 +187,10 @@ class MlflowLogger:
         trial = self._log.history.trials[number]
         if trial.run_id:
             return trial.run_id
-        run_id = self._tracked.find_trial(number) or self._tracked.create_trial(number, self._tags(trial))
+        known = None if number in self._begun else self._tracked.find_trial(number)
+        # A request that failed may have been done all the same.
+        self._begun.discard(number)
+        run_id = known or self._tracked.create_trial(number, self._tags(trial))
         # Also to a run that was found: the store, or we, may have died right after it was made.
         self._tracked.log_params(run_id, parameters_for_mlflow(trial.suggested))
         self._tracked.log_document(run_id, HINT_FILE, hint_document(trial.suggested))

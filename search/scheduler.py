@@ -11,6 +11,7 @@ import numpy as np
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from .epoch_reports import reported_epochs
 from .events import Decision, Finished, History, Reported, TrialHistory
 from .failures import FailureBudget
 from .journal import SearchLog
@@ -56,34 +57,40 @@ class RungScheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Called by Tune for every report, and once more with the last report when the function returns."""
         number = int(trial.config["number"])
-        known = self._log.history.trials[number]
-        if known.finished is not None:
-            return str(TrialScheduler.STOP)
-        if "no_room" in result:
-            # Left without an outcome, for a resume.
-            self._failures.no_room = str(result["no_room"])
-            return str(TrialScheduler.STOP)
-        if "failure" in result:
-            self._log.record(Finished(number, "failed", result["failure"], result.get("traceback", "")))
-            return str(TrialScheduler.STOP)
-        epoch = int(result["epoch"])
-        # A trial that went on from a checkpoint repeats epochs that the journal has: they are not recorded again.
-        if epoch not in known.reports:
-            metrics = {name: float(result[name]) for name in result if _is_ours(name)}
-            metrics[TRAINING_SECONDS] = _seconds_so_far(known) + float(result["epoch_seconds"])
-            # Rankings are measured at the end of a rung only.
-            value = metrics.get(self._study.objective.metric)
-            if value is not None and not math.isfinite(value):
-                # No comparison with NaN is true: neither this trial nor any after it would ever be stopped.
-                reason = f"{self._study.objective.metric} is {value} in epoch {epoch}; lower lr or the weights"
-                self._log.record(Finished(number, "failed", reason))
+        for figures in reported_epochs(result):
+            if self._log.history.trials[number].finished is not None or not self._take(number, figures):
                 return str(TrialScheduler.STOP)
-            decision: Decision | None = None
-            if self._stops and value is not None and epoch in self._study.budget.rungs[:-1]:
-                decision = rung_decision(self._log.history, self._study, number, epoch, value)
-            self._log.record(Reported(number, epoch, metrics, decision))
-        ends = known.stopped or self._failures.ends_early
+        ends = self._log.history.trials[number].stopped or self._failures.ends_early
         return str(TrialScheduler.STOP if ends else TrialScheduler.CONTINUE)
+
+    def _take(self, number: int, figures: dict[str, Any]) -> bool:
+        """Journals an epoch, or what happened in its place; whether the trial can go on."""
+        known = self._log.history.trials[number]
+        if "no_room" in figures:
+            # Left without an outcome, for a resume.
+            self._failures.no_room = str(figures["no_room"])
+            return False
+        if "failure" in figures:
+            self._log.record(Finished(number, "failed", figures["failure"], figures.get("traceback", "")))
+            return False
+        epoch = int(figures["epoch"])
+        # A trial that went on from a checkpoint repeats epochs that the journal has: they are not recorded again.
+        if epoch in known.reports:
+            return True
+        metrics = {name: float(figures[name]) for name in figures if _is_ours(name)}
+        metrics[TRAINING_SECONDS] = _seconds_so_far(known) + float(figures["epoch_seconds"])
+        # Rankings are measured at the end of a rung only.
+        value = metrics.get(self._study.objective.metric)
+        if value is not None and not math.isfinite(value):
+            # No comparison with NaN is true: neither this trial nor any after it would ever be stopped.
+            reason = f"{self._study.objective.metric} is {value} in epoch {epoch}; lower lr or the weights"
+            self._log.record(Finished(number, "failed", reason))
+            return False
+        decision: Decision | None = None
+        if self._stops and value is not None and epoch in self._study.budget.rungs[:-1]:
+            decision = rung_decision(self._log.history, self._study, number, epoch, value)
+        self._log.record(Reported(number, epoch, metrics, decision))
+        return True
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its parts for a restore of its own, which the journal replaces."""

@@ -35,6 +35,7 @@ from ..models.candidates import Candidate
 from ..models.errors import InputError, reason
 from ..models.files import FULL_DISK
 from ..models.zoo import ModelSpec
+from .epoch_reports import EpochReports
 from .events import Suggested
 from .networks import TrainedNetwork, as_tensors
 from .study_types import STUDENT_PARAMETERS
@@ -167,7 +168,7 @@ def tune_config(suggested: Suggested, checkpoint: str | None) -> dict[str, Any]:
 
 
 def run_trial(config: dict[str, Any], context: TrialContext) -> None:
-    """Trains one student and reports each epoch to Tune; the function trainable.
+    """Trains one student and reports its epochs to Tune; the function trainable.
 
     A loss that is not finite, a configuration that the networks refuse, or too little device memory even for halved
     batches is reported as `failure`: it fails the trial, not the search. A full disk is reported as `no_room`: it ends
@@ -178,22 +179,27 @@ def run_trial(config: dict[str, Any], context: TrialContext) -> None:
         gc.freeze()
     keep_freed_memory()
     torch.set_num_threads(context.threads)
+    reports = EpochReports()
     try:
-        _train(config, context)
+        _train(config, context, reports)
     except (NonFiniteLossError, InputError) as error:
         # It would be so again: no retry helps.
-        tune.report({"epoch": 0, "failure": str(error), "traceback": format_exc()})
+        reports.fail({"failure": str(error), "traceback": format_exc()})
     except OSError as error:
         if error.errno not in FULL_DISK:
+            reports.send()
             raise
-        tune.report({"epoch": 0, "no_room": error.strerror or reason(error)})
+        reports.fail({"no_room": error.strerror or reason(error)})
+    except Exception:
+        reports.send()
+        raise
     finally:
         # The actor's next trial starts with all of the device's memory.
         if context.execution.device == "cuda":
             torch.cuda.empty_cache()
 
 
-def _train(config: dict[str, Any], context: TrialContext) -> None:
+def _train(config: dict[str, Any], context: TrialContext, reports: EpochReports) -> None:
     hints = HintConfiguration.from_dict(config["hints"])
     student = context.student if config["width"] is None else replace(context.student, width=config["width"])
     trainer = Trainer(
@@ -223,15 +229,16 @@ def _train(config: dict[str, Any], context: TrialContext) -> None:
             metrics |= {
                 f"normaliser_{i}": value for i, value in enumerate(trainer.normalisers, start=1) if value is not None
             }
-        ended = result.epoch == context.rungs[-1]
-        due = result.epoch in context.rungs or monotonic() - saved >= context.checkpoint_seconds
-        if ended or not due:
-            tune.report(metrics)
-            continue
-        with TemporaryDirectory() as folder:
-            trainer.save_checkpoint(Path(folder) / CHECKPOINT_FILE)
-            tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
-        saved = monotonic()
+        reports.add(metrics)
+        if result.epoch == context.rungs[-1]:
+            reports.send()
+        elif result.epoch in context.rungs or monotonic() - saved >= context.checkpoint_seconds:
+            with TemporaryDirectory() as folder:
+                trainer.save_checkpoint(Path(folder) / CHECKPOINT_FILE)
+                reports.send(checkpoint=tune.Checkpoint.from_directory(folder))
+            saved = monotonic()
+        elif reports.due:
+            reports.send()
 
 
 def _last_checkpoint(config: dict[str, Any]) -> tune.Checkpoint | None:

@@ -16,6 +16,7 @@ from hintsearch.search.study import Study
 from hintsearch.search.tracking import PARENT_TAG, EpochMetrics, TrackedSearch
 from hintsearch.search.trial import HintResolver
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 numbers = count(1)
@@ -259,6 +260,28 @@ def test_run_whose_id_the_journal_lost_is_found(
     attach(resumed()).close(interrupted=True)
     assert runs()[1].info.run_id == run_id
     assert "weight.hint" in runs()[1].data.params
+
+
+def test_run_that_was_made_by_a_request_that_failed_is_found(
+    tracked: TrackedSearch,
+    log: SearchLog,
+    attach: Attach,
+    suggested: Callable[..., Suggested],
+    runs: Runs,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    create_trial = tracked.create_trial
+
+    def lose_the_answer(number: int, tags: dict[str, str]) -> str:
+        create_trial(number, tags)
+        raise MlflowException("the connection was closed")
+
+    monkeypatch.setattr(tracked, "create_trial", lose_the_answer)
+    logger = attach(log)
+    log.record(suggested(1))
+    assert logger.close(interrupted=True) == 0
+    # Under one number there is one run.
+    assert runs()[1].info.status == "KILLED"
 
 
 def test_trial_that_goes_on_is_shown_as_running(

@@ -3,6 +3,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from hintsearch.search.epoch_reports import EARLIER
 from hintsearch.search.events import Finished, History, Reported, Suggested
 from hintsearch.search.failures import FailureBudget
 from hintsearch.search.journal import SearchLog, read_journal
@@ -118,6 +119,47 @@ def test_training_seconds_add_up(scheduler: RungScheduler, log: SearchLog) -> No
         scheduler.on_trial_result(*report(1, epoch, epoch_seconds=float(epoch)))
     found = [log.history.trials[1].reports[epoch].metrics["training_seconds"] for epoch in (1, 2, 3)]
     assert found == [1.0, 3.0, 6.0]
+
+
+def together(number: int, *figures: dict[str, Any]) -> tuple[None, Trial, dict[str, Any]]:
+    """The arguments of Tune's call for a report of several epochs."""
+    *earlier, last = (report(number, **epoch)[2] for epoch in figures)
+    return None, report(number, 1)[1], {**last, EARLIER: earlier}
+
+
+def test_epochs_of_one_report_are_journaled_one_by_one(scheduler: RungScheduler, log: SearchLog) -> None:
+    scheduler.on_trial_result(*report(2, 8, val_accuracy=0.6))
+    epochs = [{"epoch": epoch, "epoch_seconds": float(epoch), "val_accuracy": epoch / 100} for epoch in (6, 7, 8)]
+    assert scheduler.on_trial_result(*together(1, *epochs)) == TrialScheduler.STOP
+    found = log.history.trials[1].reports
+    assert {epoch: found[epoch].metrics["val_accuracy"] for epoch in found} == {6: 0.06, 7: 0.07, 8: 0.08}
+    assert [found[epoch].metrics["training_seconds"] for epoch in found] == [6.0, 13.0, 21.0]
+    assert [found[epoch].decision for epoch in found] == [None, None, "stop"]
+
+
+def test_epochs_of_a_report_that_the_journal_has_are_not_recorded_again(
+    scheduler: RungScheduler, log: SearchLog
+) -> None:
+    scheduler.on_trial_result(*report(1, 3))
+    scheduler.on_trial_result(*together(1, {"epoch": 2}, {"epoch": 3, "val_accuracy": 0.9}, {"epoch": 4}))
+    assert list(log.history.trials[1].reports) == [3, 2, 4]
+    assert log.history.trials[1].reports[3].metrics["val_accuracy"] == 0.5
+
+
+def test_trap_2_no_epoch_after_a_value_that_is_not_finite_is_recorded(scheduler: RungScheduler, log: SearchLog) -> None:
+    nan = {"epoch": 2, "val_accuracy": float("nan")}
+    assert scheduler.on_trial_result(*together(1, {"epoch": 1}, nan, {"epoch": 3})) == TrialScheduler.STOP
+    assert list(log.history.trials[1].reports) == [1]
+    finished = log.history.trials[1].finished
+    assert finished is not None
+    assert "in epoch 2;" in finished.error
+
+
+def test_epochs_before_a_failure_are_journaled(scheduler: RungScheduler, log: SearchLog) -> None:
+    failed = {"epoch": 0, "failure": "the loss is NaN", EARLIER: [report(1, 1)[2], report(1, 2)[2]]}
+    assert scheduler.on_trial_result(None, report(1, 1)[1], failed) == TrialScheduler.STOP
+    assert list(log.history.trials[1].reports) == [1, 2]
+    assert log.history.trials[1].finished == Finished(1, "failed", "the loss is NaN")
 
 
 def test_training_seconds_go_on_after_a_resume(scheduler: RungScheduler, log: SearchLog, digits: Study) -> None:

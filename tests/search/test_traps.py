@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import requires
 from pathlib import Path
@@ -16,6 +17,7 @@ from hintsearch.distill.data import DataSplits, ImageSet
 from hintsearch.distill.execution import Execution
 from hintsearch.distill.recipe import Recipe
 from hintsearch.models.zoo import ModelSpec
+from hintsearch.search.epoch_reports import REPORT_SECONDS, EpochReports
 from hintsearch.search.events import Finished
 from hintsearch.search.failures import FailureBudget
 from hintsearch.search.hardware import trial_execution
@@ -104,6 +106,43 @@ def test_trap_18_trials_follow_each_other_in_the_same_processes(
     trials = log.history.trials.values()
     assert [trial.finished is not None for trial in trials] == [True] * 8
     assert len({report.metrics["loss_process"] for trial in trials for report in trial.reports.values()}) <= 2
+
+
+def train_fast(config: dict) -> None:
+    """A trial whose epochs take no time, but the fourth of its five."""
+    torch.set_num_threads(1)
+    reports = EpochReports()
+    for epoch in (1, 2, 3, 4, 5):
+        if epoch == 4:
+            time.sleep(REPORT_SECONDS)
+        reports.add({"epoch": epoch, "val_accuracy": epoch / 10, "epoch_seconds": 1.0})
+        if reports.due or epoch == 5:
+            reports.send()
+
+
+def test_trap_18_epochs_of_a_second_are_one_report(tuned: Callable[..., tuple[tune.Tuner, SearchLog]]) -> None:
+    tuner, log = tuned(train_fast, "budget.trials=1", "budget.rungs=[2, 5]")
+    (result,) = tuner.fit()
+    assert result.metrics is not None
+    assert result.metrics["training_iteration"] == 2
+    reports = log.history.trials[1].reports
+    assert [reports[epoch].metrics["val_accuracy"] for epoch in (1, 2, 3, 4, 5)] == [0.1, 0.2, 0.3, 0.4, 0.5]
+    assert log.history.trials[1].finished == Finished(1, "completed", "")
+
+
+def fail_fast(config: dict) -> None:
+    """A trial that breaks before its first epochs are reported."""
+    reports = EpochReports()
+    for epoch in (1, 2):
+        reports.add({"epoch": epoch, "val_accuracy": 0.5, "epoch_seconds": 1.0})
+    reports.fail({"failure": "it broke", "traceback": "where"})
+
+
+def test_epochs_are_reported_before_a_failure(tuned: Callable[..., tuple[tune.Tuner, SearchLog]]) -> None:
+    tuner, log = tuned(fail_fast, "budget.trials=1")
+    tuner.fit()
+    assert list(log.history.trials[1].reports) == [1, 2]
+    assert log.history.trials[1].finished == Finished(1, "failed", "it broke", "where")
 
 
 def test_trap_24_the_folder_of_a_trial_has_a_short_name(tuned: Callable[..., tuple[tune.Tuner, SearchLog]]) -> None:

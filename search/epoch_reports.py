@@ -1,0 +1,54 @@
+"""What a trial reports to Tune: its epochs, those of a moment together."""
+
+from time import monotonic
+from typing import Any
+
+from ray import tune
+
+# Each report makes the trial wait for the driver, which takes processor time from it on a machine that is busy: with
+# epochs of a tenth of a second that would be a tenth of the search.
+REPORT_SECONDS = 1.0
+# Key of the epochs before the last one in a report; its own figures stand at the top, where Tune looks for them.
+EARLIER = "earlier"
+
+
+class EpochReports:
+    """Reports epochs to Tune, at most once a second unless one is due; all are reported before a failure is."""
+
+    def __init__(self) -> None:
+        self._held: list[dict[str, Any]] = []
+        self._reported = monotonic()
+
+    def add(self, figures: dict[str, Any]) -> None:
+        """Takes in an epoch."""
+        self._held.append(figures)
+
+    @property
+    def due(self) -> bool:
+        """Whether the last report is a second old."""
+        return monotonic() - self._reported >= REPORT_SECONDS
+
+    def send(self, **more: Any) -> None:
+        """Reports what there is; does not return if Tune stops the trial.
+
+        Args:
+            **more: a checkpoint of the last epoch, for `tune.report`.
+        """
+        if self._held:
+            *earlier, last = self._held
+            self._send(last, earlier, **more)
+
+    def fail(self, why: dict[str, Any]) -> None:
+        """Reports that the trial cannot go on, after what there is."""
+        self._send({"epoch": 0, **why}, self._held)
+
+    def _send(self, last: dict[str, Any], earlier: list[dict[str, Any]], **more: Any) -> None:
+        tune.report({**last, EARLIER: earlier} if earlier else last, **more)
+        # Not before: where a checkpoint finds no room, nothing has been reported.
+        self._held = []
+        self._reported = monotonic()
+
+
+def reported_epochs(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The figures of each epoch of a report, in order; a failure comes last."""
+    return [*result.get(EARLIER, ()), result]
