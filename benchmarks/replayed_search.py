@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from hintsearch.search import runner
+from hintsearch.search.epoch_reports import EpochReports
 from hintsearch.search.events import History
 from hintsearch.search.journal import read_journal
 from hintsearch.search.study import load_study
@@ -81,15 +82,17 @@ def replaying(curves: Sequence[Reports]) -> Callable[[dict[str, Any], TrialConte
 
     def run_trial(config: dict[str, Any], context: TrialContext) -> None:
         torch.set_num_threads(context.threads)
-        for epoch, metrics in enumerate(curves[config["number"] % len(curves)], start=1):
-            result = {"epoch": epoch, "epoch_seconds": 0.0, **metrics}
-            if epoch not in context.rungs[:-1]:
-                tune.report(result)
-                continue
-            # As a trial does at the end of a rung; the student's weights are the larger part of a real checkpoint.
-            with TemporaryDirectory() as folder:
-                torch.save(context.student, Path(folder) / CHECKPOINT_FILE)
-                tune.report(result, checkpoint=tune.Checkpoint.from_directory(folder))
+        reports = EpochReports()
+        curve = curves[config["number"] % len(curves)]
+        for epoch, metrics in enumerate(curve, start=1):
+            reports.add({"epoch": epoch, "epoch_seconds": 0.0, **metrics})
+            if epoch == len(curve):
+                reports.send()
+            elif epoch in context.rungs:
+                # As a trial does at the end of a rung; the student's weights are the larger part of a real checkpoint.
+                with TemporaryDirectory() as folder:
+                    torch.save(context.student, Path(folder) / CHECKPOINT_FILE)
+                    reports.send(checkpoint=tune.Checkpoint.from_directory(folder))
 
     return run_trial
 

@@ -47,6 +47,7 @@ from typing import Any
 
 import numpy as np
 from hintsearch.models.candidates import stage_ends
+from hintsearch.search.epoch_reports import EPOCHS
 from hintsearch.search.events import Began
 from hintsearch.search.failures import FailureBudget
 from hintsearch.search.journal import SearchLog
@@ -289,11 +290,12 @@ class SimulatedSearch:
     def _train_epoch(self, running: Running) -> bool:
         """Reports one epoch; whether the trial goes on."""
         running.epoch += 1
-        result: dict[str, Any] = {"epoch": running.epoch, "epoch_seconds": 1.0}
+        figures: dict[str, Any] = {"epoch": running.epoch, "epoch_seconds": 1.0}
         if running.epoch > running.curve.epochs:
-            result["failure"] = running.curve.failure
+            figures["failure"] = running.curve.failure
         else:
-            result |= running.curve.metrics(running.epoch)
+            figures |= running.curve.metrics(running.epoch)
+        result = {EPOCHS: [figures]}
         decision = self._scheduler.on_trial_result(None, running.trial, result)
         if decision == TrialScheduler.CONTINUE and running.epoch < self._study.budget.rungs[-1]:
             return True

@@ -11,7 +11,7 @@ import numpy as np
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from .epoch_reports import reported_epochs
+from .epoch_reports import EPOCHS
 from .events import Decision, Finished, History, Reported, TrialHistory
 from .failures import FailureBudget
 from .journal import SearchLog
@@ -57,7 +57,7 @@ class RungScheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Called by Tune for every report, and once more with the last report when the function returns."""
         number = int(trial.config["number"])
-        for figures in reported_epochs(result):
+        for figures in result[EPOCHS]:
             if self._log.history.trials[number].finished is not None or not self._take(number, figures):
                 return str(TrialScheduler.STOP)
         ends = self._log.history.trials[number].stopped or self._failures.ends_early

@@ -11,6 +11,7 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from ..analysis.hint_selection import RANDOM
+from .epoch_reports import EPOCHS
 from .events import Checkpointed, Finished, History, Outcome, Retried, Suggested
 from .failures import FailureBudget
 from .journal import SearchLog
@@ -155,7 +156,7 @@ class TrialRecorder(tune.Callback):
 
     def on_checkpoint(self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Any, **info: Any) -> None:
         """A checkpoint lies in the storage."""
-        number, epoch = int(trial.config["number"]), int(trial.last_result["epoch"])
+        number, epoch = int(trial.config["number"]), int(trial.last_result[EPOCHS][-1]["epoch"])
         self._log.record(Checkpointed(number, epoch, str(checkpoint.path)))
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:

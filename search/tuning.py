@@ -22,6 +22,9 @@ from .study import Study
 from .study_types import RETRIEVAL_OBJECTIVES
 from .trial import HintResolver, TrialContext
 
+# Seconds between Tune's snapshots: a year.
+NEVER = str(365 * 24 * 3600)
+
 
 def make_tuner(trainable: Any, log: SearchLog, study: Study, searcher: Searcher, failures: FailureBudget) -> tune.Tuner:
     """A Tune experiment of the trials that are left, in a folder of its own.
@@ -42,7 +45,8 @@ def make_tuner(trainable: Any, log: SearchLog, study: Study, searcher: Searcher,
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     # Why a trial failed is journaled, said in one line, and an artifact of its run; Tune's own snapshots, which a full
-    # disk fails, are read by nobody.
+    # disk fails, are read by nobody, and grow with the number of trials.
+    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = NEVER
     for module in ("tune_controller", "experiment_state"):
         logging.getLogger(f"ray.tune.execution.{module}").setLevel(logging.CRITICAL)
     resources = {"cpu": study.resources.cpus_per_trial, "gpu": study.resources.gpus_per_trial}

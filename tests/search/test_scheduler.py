@@ -3,7 +3,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from hintsearch.search.epoch_reports import EARLIER
+from hintsearch.search.epoch_reports import EPOCHS
 from hintsearch.search.events import Finished, History, Reported, Suggested
 from hintsearch.search.failures import FailureBudget
 from hintsearch.search.journal import SearchLog, read_journal
@@ -34,7 +34,15 @@ def reached(suggested: Callable[..., Suggested]) -> Reached:
 
 def report(number: int, epoch: int, **metrics: Any) -> tuple[None, Trial, dict[str, Any]]:
     """The arguments of Tune's call for a report."""
-    result = {"epoch": epoch, "val_accuracy": 0.5, "val_loss": 1.0, "epoch_seconds": 2.0, **metrics}
+    return together(number, {"epoch": epoch, **metrics})
+
+
+def together(number: int, *epochs: dict[str, Any]) -> tuple[None, Trial, dict[str, Any]]:
+    """The arguments of Tune's call for a report of several epochs."""
+    usual = {"val_accuracy": 0.5, "val_loss": 1.0, "epoch_seconds": 2.0}
+    figures = [usual | epoch if epoch.get("epoch") else epoch for epoch in epochs]
+    # What Tune adds to each report.
+    result = {EPOCHS: figures, "time_total_s": 3.0, "pid": 77, "hostname": "here", "config": {"lr": 1}}
     return None, Trial("hintsearch", config={"number": number}, stub=True), result
 
 
@@ -121,12 +129,6 @@ def test_training_seconds_add_up(scheduler: RungScheduler, log: SearchLog) -> No
     assert found == [1.0, 3.0, 6.0]
 
 
-def together(number: int, *figures: dict[str, Any]) -> tuple[None, Trial, dict[str, Any]]:
-    """The arguments of Tune's call for a report of several epochs."""
-    *earlier, last = (report(number, **epoch)[2] for epoch in figures)
-    return None, report(number, 1)[1], {**last, EARLIER: earlier}
-
-
 def test_epochs_of_one_report_are_journaled_one_by_one(scheduler: RungScheduler, log: SearchLog) -> None:
     scheduler.on_trial_result(*report(2, 8, val_accuracy=0.6))
     epochs = [{"epoch": epoch, "epoch_seconds": float(epoch), "val_accuracy": epoch / 100} for epoch in (6, 7, 8)]
@@ -156,8 +158,8 @@ def test_trap_2_no_epoch_after_a_value_that_is_not_finite_is_recorded(scheduler:
 
 
 def test_epochs_before_a_failure_are_journaled(scheduler: RungScheduler, log: SearchLog) -> None:
-    failed = {"epoch": 0, "failure": "the loss is NaN", EARLIER: [report(1, 1)[2], report(1, 2)[2]]}
-    assert scheduler.on_trial_result(None, report(1, 1)[1], failed) == TrialScheduler.STOP
+    failed = together(1, {"epoch": 1}, {"epoch": 2}, {"failure": "the loss is NaN"})
+    assert scheduler.on_trial_result(*failed) == TrialScheduler.STOP
     assert list(log.history.trials[1].reports) == [1, 2]
     assert log.history.trials[1].finished == Finished(1, "failed", "the loss is NaN")
 
@@ -184,8 +186,7 @@ def test_repeat_goes_on_at_a_rung_where_a_search_trial_is_stopped(
 
 
 def test_traceback_of_a_failure_that_no_retry_mends_is_journaled(scheduler: RungScheduler, log: SearchLog) -> None:
-    failure = {"epoch": 0, "failure": "the loss is not finite", "traceback": "Traceback: here"}
-    scheduler.on_trial_result(None, Trial("hintsearch", config={"number": 1}, stub=True), failure)
+    scheduler.on_trial_result(*together(1, {"failure": "the loss is not finite", "traceback": "Traceback: here"}))
     assert log.history.trials[1].finished == Finished(1, "failed", "the loss is not finite", "Traceback: here")
 
 
@@ -280,8 +281,7 @@ def test_trap_2_value_that_is_not_finite_does_not_stop_the_trials_after_it(sched
 def test_trap_2_failure_that_the_trial_reports_is_journaled_with_its_reason(
     scheduler: RungScheduler, log: SearchLog
 ) -> None:
-    failed = None, Trial("hintsearch", config={"number": 1}, stub=True), {"epoch": 0, "failure": "the loss is NaN"}
-    assert scheduler.on_trial_result(*failed) == TrialScheduler.STOP
+    assert scheduler.on_trial_result(*together(1, {"failure": "the loss is NaN"})) == TrialScheduler.STOP
     assert log.history.trials[1].finished == Finished(1, "failed", "the loss is NaN")
 
 
@@ -292,11 +292,7 @@ def test_trial_that_found_its_disk_full_is_left_open_and_ends_the_search(
     for number in (1, 2):
         log.record(suggested(number))
     scheduler, before = RungScheduler(log, digits, failures), log.path.read_bytes()
-    full = (
-        None,
-        Trial("hintsearch", config={"number": 1}, stub=True),
-        {"epoch": 0, "no_room": "No space left on device"},
-    )
+    full = together(1, {"no_room": "No space left on device"})
     assert scheduler.on_trial_result(*full) == TrialScheduler.STOP
     assert log.path.read_bytes() == before
     assert failures.no_room == "No space left on device"

@@ -4,6 +4,7 @@ import signal
 from collections.abc import Callable
 
 import pytest
+from hintsearch.search.epoch_reports import EPOCHS
 from hintsearch.search.events import Checkpointed, Event, Finished, Reported, Suggested
 from hintsearch.search.failures import FailureBudget
 from hintsearch.search.journal import SearchLog, read_journal
@@ -183,7 +184,7 @@ def recorder(log: SearchLog, suggested: Callable[..., Suggested]) -> TrialRecord
 
 def test_checkpoint_is_journaled_with_its_epoch(recorder: TrialRecorder, log: SearchLog) -> None:
     trial = Trial("hintsearch", config={"number": 1}, stub=True)
-    trial.update_last_result({"epoch": 8})
+    trial.update_last_result({EPOCHS: [{"epoch": 7}, {"epoch": 8}]})
     recorder.on_checkpoint(0, [], trial, tune.Checkpoint("/storage/checkpoint_000001"))
     assert log.history.trials[1].checkpoint == Checkpointed(1, 8, "/storage/checkpoint_000001")
 
@@ -196,7 +197,7 @@ def test_failure_that_is_known_keeps_its_reason(recorder: TrialRecorder, log: Se
 
 def breaks(config: dict[str, int]) -> None:
     """A trainable that raises as trial 1, and whose process dies as trial 2."""
-    tune.report({"epoch": 1})
+    tune.report({EPOCHS: [{"epoch": 1}]})
     if config["number"] == 1:
         raise RuntimeError("it broke")
     os.kill(os.getpid(), signal.SIGKILL)

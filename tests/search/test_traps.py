@@ -17,7 +17,7 @@ from hintsearch.distill.data import DataSplits, ImageSet
 from hintsearch.distill.execution import Execution
 from hintsearch.distill.recipe import Recipe
 from hintsearch.models.zoo import ModelSpec
-from hintsearch.search.epoch_reports import REPORT_SECONDS, EpochReports
+from hintsearch.search.epoch_reports import EPOCHS, REPORT_SECONDS, EpochReports
 from hintsearch.search.events import Finished
 from hintsearch.search.failures import FailureBudget
 from hintsearch.search.hardware import trial_execution
@@ -78,7 +78,7 @@ def say_where(config: dict) -> None:
     torch.set_num_threads(1)
     figures = {"val_accuracy": 0.5, "epoch_seconds": 0.0, "loss_process": float(os.getpid())}
     for epoch in (1, 2):
-        tune.report({"epoch": epoch, **figures})
+        tune.report({EPOCHS: [{"epoch": epoch, **figures}]})
 
 
 @pytest.fixture
@@ -125,6 +125,8 @@ def test_trap_18_epochs_of_a_second_are_one_report(tuned: Callable[..., tuple[tu
     (result,) = tuner.fit()
     assert result.metrics is not None
     assert result.metrics["training_iteration"] == 2
+    # Tune keeps statistics of every number at the top of a report for as long as it runs.
+    assert "val_accuracy" not in result.metrics
     reports = log.history.trials[1].reports
     assert [reports[epoch].metrics["val_accuracy"] for epoch in (1, 2, 3, 4, 5)] == [0.1, 0.2, 0.3, 0.4, 0.5]
     assert log.history.trials[1].finished == Finished(1, "completed", "")
@@ -200,7 +202,7 @@ def fails_at_first(config: dict) -> None:
         place.mkdir(exist_ok=True)
         (place / "epoch").write_text(str(epoch))
         figures = {"epoch": epoch, "val_accuracy": 0.5, "epoch_seconds": 0.0}
-        tune.report(figures, checkpoint=tune.Checkpoint.from_directory(place))
+        tune.report({EPOCHS: [figures]}, checkpoint=tune.Checkpoint.from_directory(place))
         if checkpoint is None:
             raise RuntimeError("the device went away")
 
