@@ -5,6 +5,7 @@ that counts but is never stopped.
 """
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,8 @@ class RungScheduler(FIFOScheduler):
         # A trial that went on from a checkpoint repeats epochs that the journal has: they are not recorded again.
         if epoch in known.reports:
             return True
-        metrics = {name: float(figures[name]) for name in figures if _is_ours(name)}
+        # Names come anew with each report from another process; the history needs one copy of each.
+        metrics = {sys.intern(name): float(figures[name]) for name in figures if _is_ours(name)}
         metrics[TRAINING_SECONDS] = _seconds_so_far(known) + float(figures["epoch_seconds"])
         # Rankings are measured at the end of a rung only.
         value = metrics.get(self._study.objective.metric)

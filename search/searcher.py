@@ -145,7 +145,7 @@ class JournalSearcher(Searcher):
 
 
 class TrialRecorder(tune.Callback):
-    """Journals what Tune tells callbacks only: checkpoints, and why a trial failed.
+    """Journals what Tune tells callbacks only: checkpoints, and why a trial failed; lets go of what Tune keeps.
 
     Args:
         log: the search's log.
@@ -164,8 +164,13 @@ class TrialRecorder(tune.Callback):
         number = int(trial.config["number"])
         self._log.record(Retried(number, self._log.history.trials[number].retries + 1, _reason(_errors(trial))))
 
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A trial is over."""
+        _forget_figures(trial)
+
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial raised or its process died once more than it may."""
+        _forget_figures(trial)
         number = int(trial.config["number"])
         if self._log.history.trials[number].finished is None:
             said = _errors(trial)
@@ -174,6 +179,13 @@ class TrialRecorder(tune.Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its parts for a restore of its own, which the journal replaces."""
         return {}
+
+
+def _forget_figures(trial: Trial) -> None:
+    """Tune holds every trial until its end, and with each the last report and statistics of it: 40 kB."""
+    del trial.last_result.get(EPOCHS, [])[:-1]
+    trial.metric_analysis.clear()
+    trial.metric_n_steps.clear()
 
 
 def _errors(trial: Trial) -> str:

@@ -189,6 +189,16 @@ def test_checkpoint_is_journaled_with_its_epoch(recorder: TrialRecorder, log: Se
     assert log.history.trials[1].checkpoint == Checkpointed(1, 8, "/storage/checkpoint_000001")
 
 
+def test_figures_of_a_trial_that_is_over_are_not_kept_by_tune(recorder: TrialRecorder) -> None:
+    trial = Trial("hintsearch", config={"number": 1}, stub=True)
+    trial.update_last_result({EPOCHS: [{"epoch": 7}, {"epoch": 8}], "time_total_s": 3.0})
+    assert "time_total_s" in trial.metric_analysis
+    recorder.on_trial_complete(0, [], trial)
+    assert trial.last_result[EPOCHS] == [{"epoch": 8}]
+    assert not trial.metric_analysis
+    assert not trial.metric_n_steps
+
+
 def test_failure_that_is_known_keeps_its_reason(recorder: TrialRecorder, log: SearchLog) -> None:
     log.record(Finished(1, "failed", "the loss is not finite"))
     recorder.on_trial_error(0, [], Trial("hintsearch", config={"number": 1}, stub=True))
