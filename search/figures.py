@@ -9,10 +9,18 @@ from ..analysis.hint_selection import SELECTORS, HintSelection, silhouettes
 from ..models.errors import InputError
 from .layers import Layers
 
+LAYER_DISTANCES, LAYER_SCORES = "layer-distances.png", "layer-scores.png"
 HINT_PICTURES = frozenset({"hint-distances.png", "hint-dendrogram.png", "hint-silhouette.png", "hint-scores.png"})
 
 # By file name; typed Any, for matplotlib is imported in analysis/plots.py only.
 Figures = dict[str, Any]
+
+
+def layer_pictures(folder: Path, layers: Layers) -> list[Path]:
+    """The files of `layer_figures` in the folder of a search, drawn if they are not there: its layers stay the same."""
+    names = [LAYER_DISTANCES, *([LAYER_SCORES] if layers.distances.scores else [])]
+    drawn = [folder / name for name in names]
+    return drawn if all(picture.is_file() for picture in drawn) else write_figures(folder, layer_figures(layers))
 
 
 def layer_figures(layers: Layers) -> Figures:
@@ -20,9 +28,9 @@ def layer_figures(layers: Layers) -> Figures:
     # matplotlib takes half a second to import, which every other command would pay.
     from ..analysis.plots import distance_maps, scores_along_depth
 
-    figures: Figures = {"layer-distances.png": distance_maps(layers.distances)}
+    figures: Figures = {LAYER_DISTANCES: distance_maps(layers.distances)}
     if layers.distances.scores:
-        figures["layer-scores.png"] = scores_along_depth(layers.candidates, layers.distances.scores)
+        figures[LAYER_SCORES] = scores_along_depth(layers.candidates, layers.distances.scores)
     return figures
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,8 @@ class LayerPass:
     metrics: tuple[str, ...]
 
 
+# Several steps of one command ask for them, and building a network takes up to seconds.
+@cache
 def candidates_of(
     spec: ModelSpec, image_shape: tuple[int, int, int], paths: tuple[str, ...] | None = None
 ) -> tuple[Candidate, ...]:

@@ -15,7 +15,7 @@ from ..models.weights import StateDict, save_weights, weights_sha256
 from ..models.zoo import ModelSpec
 from .events import Tracked
 from .export import provenance
-from .figures import layer_figures, write_figures
+from .figures import layer_pictures
 from .journal import SearchLog
 from .layers import write_distances
 from .own_code import code_identities
@@ -60,7 +60,7 @@ def open_parent_run(log: SearchLog, study: Study, preparation: Preparation, exec
         }
     )
     tracked.add_file(folder / DISTANCES_FILE, "layers")
-    for picture in write_figures(folder / FIGURES, layer_figures(preparation.layers)):
+    for picture in layer_pictures(folder / FIGURES, preparation.layers):
         tracked.add_file(picture, FIGURES)
     _add_weights(tracked, TEACHER_ARTIFACT, preparation.teacher.weights)
     if preparation.start is not None:

@@ -96,17 +96,17 @@ def test_a_trial_that_fits_no_single_node_is_refused(good: TwoNodes, folder: Pat
     assert "a trial asks for 2 CPUs and 0 GPUs of one node, but the nodes have 1 CPUs and 0 GPUs" in how.err
 
 
-def test_a_node_that_does_not_answer_is_named(folder: Path, cache: Path) -> None:
-    with two_nodes() as nodes:
-        command_line = CommandLine(cache, environment=nodes.environment)
-        answering = nodes.second.processes()
-        process = command_line.start(["check", "small.yaml", "--address", nodes.address], folder)
-        # The marker tells that the nodes are asked now.
-        assert wait_for(lambda: any((folder / "results").iterdir()), HANGS_S, every=0.001)
-        for frozen in answering:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(frozen, signal.SIGSTOP)
-        how = ended(process, HANGS_S)
+def test_a_node_that_does_not_answer_is_named(good: TwoNodes, folder: Path, cache: Path) -> None:
+    """The last test of that cluster: its second node stays frozen."""
+    command_line = CommandLine(cache, environment=good.environment)
+    answering = good.second.processes()
+    process = command_line.start(["check", "small.yaml", "--address", good.address], folder)
+    # The marker tells that the nodes are asked now.
+    assert wait_for(lambda: any((folder / "results").iterdir()), HANGS_S, every=0.001)
+    for frozen in answering:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(frozen, signal.SIGSTOP)
+    how = ended(process, HANGS_S)
     assert how.code == 2
     (line,) = how.err.strip().splitlines()
     assert line.endswith(" has not answered for 18 s; look at it by `ray status`, or take it out of the cluster")

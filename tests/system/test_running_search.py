@@ -1,5 +1,6 @@
 """A search that is running is resumed by mistake, from another terminal."""
 
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ from disturbances import HANGS_S, SMALL_STUDY, DisturbedSearch, Event, reported
 from processes import Ended, ended
 from search_records import journaled_trials, missing_epochs, repeated_events
 
-STUDY = {**SMALL_STUDY, "controls": {"arms": []}, "budget": {**SMALL_STUDY["budget"], "trials": 1, "rungs": [150]}}
+STUDY = {**SMALL_STUDY, "controls": {"arms": []}, "budget": {**SMALL_STUDY["budget"], "trials": 1, "rungs": [9]}}
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,11 @@ def twice(new_search: Callable[..., DisturbedSearch]) -> Twice:
     search = new_search("twice", study=STUDY)
     process = search.start()
     search.wait(process, reported(1, 1))
+    # It holds its place while it stands still, so that it cannot be over before the second one has looked.
+    process.send_signal(signal.SIGSTOP)
     second = search.finish("--resume")
     meanwhile = search.events()
+    process.send_signal(signal.SIGCONT)
     return Twice(ended(process, HANGS_S), second, meanwhile, search.events())
 
 
