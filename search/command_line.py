@@ -132,7 +132,7 @@ def search(
         if study is not None or overrides:
             check_unchanged(name, loaded)
     name = new_search_name(loaded.name) if name is None else name
-    goes_on_by = resume_command(name, study, overrides or (), address)
+    goes_on_by = resume_command(name, study, overrides or (), address, as_json)
     enqueued = [load_hints(file) for file in points or ()]
     deadline = InterruptDeadline(
         LONGEST_INTERRUPT_S,

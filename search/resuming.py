@@ -61,13 +61,16 @@ def check_unchanged(name: str, study: Study) -> None:
             )
 
 
-def resume_command(name: str, study: str | None, overrides: Iterable[str], address: str | None) -> str:
+def resume_command(
+    name: str, study: str | None, overrides: Iterable[str], address: str | None, as_json: bool = False
+) -> str:
     """What to type to go on with a search that was launched with these arguments."""
     words = ["search", *([study] if study else [])]
     for override in overrides:
         words += ["--set", override]
     words += ["--address", address] if address else []
-    return f"{program()} {shlex.join([*words, '--name', name, '--resume'])}"
+    words += ["--name", name, "--resume", *(["--json"] if as_json else [])]
+    return f"{program()} {shlex.join(words)}"
 
 
 def program() -> str:

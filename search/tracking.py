@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import mlflow
 from mlflow.entities import Metric, Param, RunTag, ViewType
 from mlflow.tracking import MlflowClient
+from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
 from ..models.errors import InputError, reason
@@ -58,6 +59,11 @@ def connect(uri: str, create: bool) -> MlflowClient:
         with _alone(file):
             client = MlflowClient(uri)
             client.search_experiments(max_results=1)
+    except UnsupportedModelRegistryStoreURIException as error:
+        raise InputError(
+            f"the tracking store {uri} is of no kind that MLflow knows; name a server as http://HOST:PORT, or a database "
+            "as sqlite:///FILE or postgresql://USER@HOST/NAME"
+        ) from error
     except Exception as error:
         # Opening a store raises what lies below it, too: SQLAlchemy's errors, Alembic's, those of the network.
         if "error code 403" in str(error):

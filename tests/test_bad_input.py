@@ -106,6 +106,10 @@ CASES = {
         ["search", "digits", "--tracking", "http://127.0.0.1:9"],
         "the tracking store http://127.0.0.1:9 does not answer",
     ),
+    "a tracking store of an unknown kind": (
+        ["search", "digits", "--tracking", "foo://here"],
+        "the tracking store foo://here is of no kind that MLflow knows; name a server as http://HOST:PORT",
+    ),
     "resume of nothing": (["search", "digits", "--resume"], "there is no search 'digits'"),
     "resume of a damaged journal": (["search", "--resume", "--name", "broken"], "is damaged in line 1"),
     "hints that name a metric twice": (

@@ -87,6 +87,10 @@ def test_resume_command_of_a_plain_search_is_short(on_path: None) -> None:
     assert resume_command("mine", None, [], None) == "hintsearch search --name mine --resume"
 
 
+def test_resume_command_repeats_that_json_is_wanted(on_path: None) -> None:
+    assert resume_command("mine", None, [], None, as_json=True) == "hintsearch search --name mine --resume --json"
+
+
 def test_command_that_is_not_on_the_path_is_repeated_as_it_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(sys, "argv", [str(Path.cwd() / ".venv" / "bin" / "hintsearch"), "search"])
