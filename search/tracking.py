@@ -61,8 +61,8 @@ def connect(uri: str, create: bool) -> MlflowClient:
             client.search_experiments(max_results=1)
     except UnsupportedModelRegistryStoreURIException as error:
         raise InputError(
-            f"the tracking store {uri} is of no kind that MLflow knows; name a server as http://HOST:PORT, or a database "
-            "as sqlite:///FILE or postgresql://USER@HOST/NAME"
+            f"the tracking store {uri} is of no kind that MLflow knows; name a server as http://HOST:PORT, or a "
+            "database as sqlite:///FILE or postgresql://USER@HOST/NAME"
         ) from error
     except Exception as error:
         # Opening a store raises what lies below it, too: SQLAlchemy's errors, Alembic's, those of the network.
