@@ -28,7 +28,7 @@ from ..distill.allocation import keep_freed_memory
 from ..models.errors import InputError
 from ..models.files import FULL_DISK
 from .command_options import AddressOption, JsonOption, SearchName, SetOption, StudyArgument, TrackingOption
-from .interrupts import InterruptDeadline, interrupt_after_imports
+from .interrupts import InterruptDeadline, ignore_interrupts, interrupt_after_imports
 from .layer_commands import hints, layers
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def main() -> NoReturn:
         # Typer's code for a Ctrl-C.
         if ended.code != 130:
             sys.exit(ended.code)
+        ignore_interrupts()
         _say_how_to_go_on()
         sys.exit(INTERRUPTED)
     sys.exit(DONE)
@@ -168,11 +169,14 @@ def search(
         view.say(f"The disk is full ({error}); nothing journaled is lost. Free space, then go on with:\n  {goes_on_by}")
         raise typer.Exit(INTERRUPTED) from None
     except KeyboardInterrupt:
+        ignore_interrupts()
         if Path(loaded.storage.path, name).exists():
             view.say(f"Interrupted; everything so far is saved. Go on with:\n  {goes_on_by}")
         else:
             _say_how_to_go_on()
         raise typer.Exit(INTERRUPTED) from None
+    if result.interrupted:
+        ignore_interrupts()
     _conclude(result, view, goes_on_by)
 
 

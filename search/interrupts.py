@@ -4,7 +4,8 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -31,6 +32,30 @@ def _importing(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def ignore_interrupts() -> None:
+    """From now on signals interrupt nothing: what is left is to say how to go on."""
+    if threading.current_thread() is threading.main_thread():
+        for number in INTERRUPTS:
+            signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def interrupts_ignored() -> Iterator[None]:
+    """Signals interrupt nothing in the block: who presses Ctrl-C again must not tear what the first one has to save.
+
+    `InterruptDeadline` limits how long that may take.
+    """
+    before = {number: signal.getsignal(number) for number in INTERRUPTS}
+    ignore_interrupts()
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                # None: one that was not put in by Python.
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 class InterruptDeadline:

@@ -27,7 +27,7 @@ from .failures import FailureBudget
 from .figures import hint_figures, write_figures
 from .findings import IMPORTANCES_FILE, PARETO, export_pareto, search_importances
 from .hardware import local_execution, trial_execution
-from .interrupts import InterruptDeadline
+from .interrupts import InterruptDeadline, interrupts_ignored
 from .journal import JournalContent, SearchLog, read_journal
 from .layers import Layers
 from .live import LiveTable
@@ -235,8 +235,13 @@ def _see_through(
             if not begun_over:
                 _run_tune(log, study, preparation, execution, sampler, failures, view)
         finally:
-            # Also after an error or a second Ctrl-C: no run is left open.
+            # Also after an error or a second Ctrl-C: no run is left open, and a third one changes nothing of that.
+            closing = stack.enter_context(ExitStack())
+            closing.enter_context(interrupts_ignored())
             interrupted = not plan.over
+            if not interrupted:
+                # It ends by itself, after what a slow store takes: that may be interrupted.
+                closing.close()
             if deadline:
                 deadline.finish = None
             missing = logger.close(interrupted)

@@ -85,6 +85,36 @@ def test_other_signals_set_no_limit() -> None:
     assert (process.returncode, rest.splitlines()) == (0, ["left"])
 
 
+SAVES = """
+import signal, time
+from hintsearch.search.interrupts import interrupt_after_imports, interrupts_ignored
+
+signal.signal(signal.SIGINT, interrupt_after_imports)
+try:
+    with interrupts_ignored():
+        print("ready", flush=True)
+        time.sleep(1)
+        print("saved", flush=True)
+    print("again", flush=True)
+    while True: time.sleep(0.05)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+def test_interrupts_change_nothing_of_what_is_saved_and_are_heard_again_after_it() -> None:
+    process = subprocess.Popen([sys.executable, "-c", SAVES], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == "ready"
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+        process.send_signal(number)
+        time.sleep(0.1)
+    assert [process.stdout.readline().strip() for _ in range(2)] == ["saved", "again"]
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=60)
+    assert (process.returncode, rest.splitlines()) == (0, ["interrupted"])
+
+
 # A library that swallows what is raised while it is imported.
 SLOW = """
 import time
