@@ -15,9 +15,9 @@ search: .venv/.installed
 test: .venv/.installed
 	@$(BIN)/python -m pytest
 
-# Kills searches in every way. A test mostly waits for processes to start: more of them run at once than there are cores.
+# Kills searches in every way, the longest tests first.
 test-system: .venv/.installed
-	@$(BIN)/python -m pytest --numprocesses=4 tests/system
+	@$(BIN)/python -m pytest --numprocesses=4 --no-loadscope-reorder tests/system
 
 lint: .venv/.installed
 	@$(BIN)/python -m ruff check .

@@ -12,6 +12,14 @@ import pytest
 from disturbances import HANGS_S, DisturbedSearch, Undisturbed
 from processes import Ended, wait_for
 
+# What takes longest; begun last, each would be waited for alone.
+FIRST = ("test_dead_tracking_server", "test_stopped_driver", "test_killed_driver", "test_full_disk")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first; the order inside a file stays."""
+    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
+
 
 @pytest.fixture(scope="session")
 def running_reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[DisturbedSearch, Path]:
