@@ -93,7 +93,7 @@ signal.signal(signal.SIGINT, interrupt_after_imports)
 try:
     with interrupts_ignored():
         print("ready", flush=True)
-        time.sleep(1)
+        input()
         print("saved", flush=True)
     print("again", flush=True)
     while True: time.sleep(0.05)
@@ -103,12 +103,16 @@ except KeyboardInterrupt:
 
 
 def test_interrupts_change_nothing_of_what_is_saved_and_are_heard_again_after_it() -> None:
-    process = subprocess.Popen([sys.executable, "-c", SAVES], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", SAVES]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None
     assert process.stdout is not None
     assert process.stdout.readline().strip() == "ready"
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
         process.send_signal(number)
         time.sleep(0.1)
+    process.stdin.write("\n")
+    process.stdin.flush()
     assert [process.stdout.readline().strip() for _ in range(2)] == ["saved", "again"]
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate(timeout=60)

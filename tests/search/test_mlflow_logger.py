@@ -373,6 +373,7 @@ def test_retried_trial_s_epochs_keep_their_order(
     suggested: Callable[..., Suggested],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(mlflow_logger, "GATHER_SECONDS", 60)
     done: list[object] = []
     log_epochs, tag = tracked.log_epochs, tracked.tag
     monkeypatch.setattr(tracked, "log_epochs", lambda r, e: (done.append([i.number for i in e]), log_epochs(r, e)))

@@ -124,7 +124,8 @@ def test_trap_18_epochs_of_a_second_are_one_report(tuned: Callable[..., tuple[tu
     tuner, log = tuned(train_fast, "budget.trials=1", "budget.rungs=[2, 5]")
     (result,) = tuner.fit()
     assert result.metrics is not None
-    assert result.metrics["training_iteration"] == 2
+    # Two unless the machine stood still for a second; one by one they were five.
+    assert 2 <= result.metrics["training_iteration"] < 5
     # Tune keeps statistics of every number at the top of a report for as long as it runs.
     assert "val_accuracy" not in result.metrics
     reports = log.history.trials[1].reports

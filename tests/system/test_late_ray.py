@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,8 +29,9 @@ def family() -> Iterator[Family]:
     family.kill()
 
 
-def test_ray_that_has_not_started_in_time_is_one_line(family: Family, tmp_path: Path) -> None:
-    process = family.spawn([sys.executable, "-c", STARTS], tmp_path)
+def frozen_start(family: Family, folder: Path) -> str:
+    """What is said where Ray's own process stands still as soon as it is there; empty if that came too late."""
+    process = family.spawn([sys.executable, "-c", STARTS], folder)
 
     def raylets() -> list[int]:
         return [number for number, command in family.commands().items() if "/raylet/raylet" in command.split(" ")[0]]
@@ -37,7 +39,16 @@ def test_ray_that_has_not_started_in_time_is_one_line(family: Family, tmp_path: 
     assert wait_for(lambda: bool(raylets()), 60, every=0.001)
     for raylet in raylets():
         os.kill(raylet, signal.SIGSTOP)
-    out, _ = process.communicate(timeout=120)
-    assert out.splitlines()[-1] == (
+    try:
+        out, _ = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        out = ""
+    family.kill()
+    return out
+
+
+def test_ray_that_has_not_started_in_time_is_one_line(family: Family, tmp_path: Path) -> None:
+    said = next(filter(None, (frozen_start(family, tmp_path) for _ in range(3))), "")
+    assert said.splitlines()[-1:] == [
         "Ray has not started within its 30 s, for other work keeps this machine busy; try again, or give --address"
-    )
+    ]
