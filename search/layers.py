@@ -61,12 +61,19 @@ class LayerPass:
     metrics: tuple[str, ...]
 
 
-# Several steps of one command ask for them, and building a network takes up to seconds.
-@cache
 def candidates_of(
     spec: ModelSpec, image_shape: tuple[int, int, int], paths: tuple[str, ...] | None = None
 ) -> tuple[Candidate, ...]:
     """The candidates of a network, for data with images of that shape."""
+    return _traced(spec, image_shape, paths, own_code_sha256(spec.name))
+
+
+# Several steps of one command ask for them, and building a network takes up to seconds. The code is part of the key:
+# who works in a notebook may have changed it.
+@cache
+def _traced(
+    spec: ModelSpec, image_shape: tuple[int, int, int], paths: tuple[str, ...] | None, _code_sha256: str | None
+) -> tuple[Candidate, ...]:
     return list_candidates(build_model(spec), spec.input_shape(image_shape), paths)
 
 

@@ -185,14 +185,11 @@ def run_trial(config: dict[str, Any], context: TrialContext) -> None:
     except (NonFiniteLossError, InputError) as error:
         # It would be so again: no retry helps.
         reports.fail({"failure": str(error), "traceback": format_exc()})
-    except OSError as error:
-        if error.errno not in FULL_DISK:
+    except Exception as error:
+        if not isinstance(error, OSError) or error.errno not in FULL_DISK:
             reports.send()
             raise
         reports.fail({"no_room": error.strerror or reason(error)})
-    except Exception:
-        reports.send()
-        raise
     finally:
         # The actor's next trial starts with all of the device's memory.
         if context.execution.device == "cuda":

@@ -161,6 +161,26 @@ def test_computed_layers_are_found_in_the_cache_for_the_same_study_alone(
     assert cached_layers(study, teacher, replace(splits, mean=(0.4,))) is None
 
 
+MODEL = """
+from torch import nn
+
+
+def network(num_classes, in_channels):
+    convolution = nn.Conv2d(in_channels, {width}, 3)
+    return nn.Sequential(convolution, nn.ReLU(), nn.Flatten(), nn.Linear(36 * {width}, num_classes))
+"""
+
+
+def test_candidates_are_those_of_the_code_as_it_is_now(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    channels = []
+    for width in (4, 6):
+        file.write_text(MODEL.format(width=width))
+        first, *_ = candidates_of(ModelSpec(f"{file}:network", 10, 1), (1, 8, 8), ("0",))
+        channels.append(first.channels)
+    assert channels == [4, 6]
+
+
 def test_empty_cache_has_no_layers(cache: Path, study: Study, teacher: Teacher, splits: DataSplits) -> None:
     assert cached_layers(study, teacher, splits) is None
 

@@ -10,7 +10,10 @@ from processes import call
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "zeros for a lost page": lambda line: bytes(len(line)),
+    "its second half lost": lambda line: line[: len(line) // 2],
     "a flipped bit": lambda line: line.replace(b'"event"', b'"evunt"', 1),
+    "bytes that are no text": lambda line: b"\xff\xfe" + line,
+    "an event of no kind": lambda line: line.replace(b'"report"', b'"retort"', 1),
 }
 
 
