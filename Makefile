@@ -7,13 +7,17 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 CHECK := import sys; sys.version_info >= (3, 11) or sys.exit("hintsearch needs Python 3.11 or newer; %s is %d.%d" \
 	% ((sys.executable,) + tuple(sys.version_info[:2])))
 
-.PHONY: search test test-system lint typecheck clean
+.PHONY: search test fuzz test-system lint typecheck clean
 
 search: .venv/.installed
 	@$(BIN)/hintsearch search
 
 test: .venv/.installed
 	@$(BIN)/python -m pytest
+
+# The property tests with examples of its own at every call.
+fuzz: .venv/.installed
+	@$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=drawn
 
 # Kills searches in every way, the longest tests first.
 test-system: .venv/.installed

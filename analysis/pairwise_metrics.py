@@ -152,7 +152,7 @@ def cka_linear_debiased(evidence: LayerEvidence) -> Matrix:
 def cka_rbf(evidence: LayerEvidence) -> Matrix:
     """1 − CKA by the unbiased HSIC of Gaussian Grams, averaged over the chunks, [L, L].
 
-    The bandwidth of a layer is the median distance between images of the first chunk that differ in it.
+    The bandwidth of a layer is the median distance between images of the first chunk that differ in it; 1 if none do.
     """
     statistics = evidence.statistics
     if statistics.alignment is None:
