@@ -21,6 +21,8 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 # The UI's job runners (for evaluating language models) are a dozen processes that nothing here uses.
 os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+# Ray would start a worker a core, none of which a trial can use: Tune's actors have an environment of their own.
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 
 import typer
 

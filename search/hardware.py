@@ -5,6 +5,7 @@ from typing import Any
 import ray
 
 from ..distill.execution import Execution, best_precision
+from .ray_session import is_here_alone, living_nodes
 from .study_sections import ResourcesSection
 from .study_types import AUTO_PRECISION
 
@@ -24,12 +25,22 @@ def local_execution(resources: ResourcesSection, on_gpu: bool) -> tuple[Executio
 
 
 def trial_execution(resources: ResourcesSection) -> tuple[Execution, str]:
-    """Where and how the trials of a search compute, and why: asked of a worker, for the driver may be another machine.
+    """Where and how the trials of a search compute, and why: one answer for all, so that they can be compared.
 
-    One answer for all trials, so that they can be compared. Ray must be running.
+    A worker is asked where its machine or its GPU decides and may be another than this process's: it takes some
+    seconds to start. Ray must be running.
     """
+    on_gpu = resources.gpus_per_trial > 0
+    if resources.precision != AUTO_PRECISION or (not on_gpu and _trials_run_here(resources)):
+        return local_execution(resources, on_gpu)
     remote: Any = ray.remote(local_execution).options(
         num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial
     )
-    found: tuple[Execution, str] = ray.get(remote.remote(resources, resources.gpus_per_trial > 0))
+    found: tuple[Execution, str] = ray.get(remote.remote(resources, on_gpu))
     return found
+
+
+def _trials_run_here(resources: ResourcesSection) -> bool:
+    """Whether this machine is the whole cluster: one without the CPUs for a trial waits for others."""
+    nodes = living_nodes()
+    return is_here_alone(nodes) and nodes[0]["Resources"].get("CPU", 0) >= resources.cpus_per_trial

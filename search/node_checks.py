@@ -22,6 +22,7 @@ from ..distill.lazy_images import LazyImages
 from ..distill.splits import Split
 from ..models.errors import InputError, reason
 from ..models.own_code import own_code_sha256
+from .ray_session import is_here_alone, living_nodes
 from .study import Study
 
 # For all questions to all nodes; a node starts a process and imports packages before it answers its first.
@@ -46,10 +47,11 @@ def check_nodes(study: Study, splits: Callable[[], DataSplits]) -> None:
     Raises:
         InputError: names the node, what is wrong with it, and the mend.
     """
-    check_one_trial_fits(study, [node["Resources"] for node in _living()])
-    nodes = {node["NodeID"]: _name(node) for node in _living()}
-    if set(nodes) == {ray.get_runtime_context().get_node_id()}:
+    living = living_nodes()
+    check_one_trial_fits(study, [node["Resources"] for node in living])
+    if is_here_alone(living):
         return
+    nodes = {node["NodeID"]: _name(node) for node in living}
     storage, deadline = Path(study.storage.path), time.monotonic() + ANSWER_SECONDS
     mine = code_facts()
     with _marker(storage) as (marker, content):
@@ -226,10 +228,6 @@ def _ask(nodes: Mapping[str, str], deadline: float, question: Any, *arguments: A
                 f"the node {nodes[node]} cannot run hintsearch ({cause[0].strip()}); install the same on all nodes"
             ) from error
     return found
-
-
-def _living() -> list[dict[str, Any]]:
-    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def _name(node: Mapping[str, Any]) -> str:

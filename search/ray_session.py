@@ -5,8 +5,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 
@@ -46,6 +47,16 @@ def ray_session(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def living_nodes() -> list[dict[str, Any]]:
+    """What Ray knows of each node that is up."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def is_here_alone(nodes: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether these nodes are the one that this process is on, and no other."""
+    return {node["NodeID"] for node in nodes} == {ray.get_runtime_context().get_node_id()}
 
 
 def cluster_cpus() -> float:

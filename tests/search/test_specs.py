@@ -8,6 +8,7 @@ from hintsearch.models.errors import InputError
 from hintsearch.models.libraries import pretrained_preprocessing
 from hintsearch.models.preprocessing import Preprocessing
 from hintsearch.search.hardware import local_execution, trial_execution
+from hintsearch.search.ray_session import living_nodes
 from hintsearch.search.layers import candidates_of
 from hintsearch.search.specs import model_spec
 from hintsearch.search.study_sections import ModelSection, ResourcesSection
@@ -75,5 +76,13 @@ def test_precision_of_the_study_is_kept(precision: str) -> None:
 
 
 @pytest.mark.usefixtures("shared_ray")
-def test_trials_compute_as_the_worker_that_gets_their_resources_says() -> None:
-    assert trial_execution(ResourcesSection()) == local_execution(ResourcesSection(), on_gpu=False)
+@pytest.mark.parametrize("others", [[], [{"NodeID": "another", "Alive": True, "Resources": {"CPU": 1.0}}]])
+def test_a_worker_is_asked_for_the_precision_only_if_it_may_be_on_another_machine(
+    others: list[dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, nodes = local_execution(ResourcesSection(), on_gpu=False), [*living_nodes(), *others]
+    monkeypatch.setattr("hintsearch.search.hardware.living_nodes", lambda: nodes)
+    # A worker knows nothing of it.
+    monkeypatch.setattr("hintsearch.search.hardware.best_precision", lambda _device: ("fp32", "as this process says"))
+    ours = Execution("cpu", "fp32"), "as this process says"
+    assert trial_execution(ResourcesSection()) == (theirs if others else ours)

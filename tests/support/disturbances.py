@@ -10,9 +10,10 @@ from typing import Any
 import yaml
 from processes import TINY_STUDY, CommandLine, Ended, Family, ended, journal_events
 
-# Longer than the tiny study's trials, so that a signal finds them in the middle.
+# More epochs than the tiny study's trials have, so that a signal finds them in the middle, but each of them shorter.
 SMALL_STUDY: dict[str, Any] = {
     **TINY_STUDY,
+    "recipe": {**TINY_STUDY["recipe"], "batch_size": 64},
     # The last three suggestions are TPE's own: they depend on the whole history.
     "budget": {"trials": 5, "startup_trials": 2, "rungs": [3, 9], "reduction": 1.5, "checkpoint_seconds": 0},
 }
@@ -100,24 +101,32 @@ class DisturbedSearch:
         """What is journaled so far."""
         return journal_events(self.results, kind)
 
+    def _journal_size(self) -> int:
+        journal = self.results / "journal.jsonl"
+        return journal.stat().st_size if journal.is_file() else 0
+
     def trial_processes(self) -> list[int]:
         """The processes that train, at present."""
         return trial_processes(self.command_line)
 
     def wait(self, process: subprocess.Popen[str], condition: Callable[[list[Event]], bool]) -> list[Event]:
-        """The journal as soon as it meets the condition: it is read a hundred times a second.
+        """The journal as soon as it meets the condition: it is looked at two hundred times a second.
 
         Raises:
             AssertionError: the process ended before that.
         """
-        deadline = time.monotonic() + HANGS_S
-        while not condition(events := self.events()):
+        deadline, read = time.monotonic() + HANGS_S, -1
+        while True:
             over = process.poll() is not None
-            if (over and not condition(self.events())) or time.monotonic() > deadline:
+            # Before the events: what comes between the two is read the next time.
+            if (size := self._journal_size()) != read:
+                read, events = size, self.events()
+                if condition(events):
+                    return events
+            if over or time.monotonic() > deadline:
                 process.kill()
                 raise AssertionError(f"what was waited for never came; the end was {ended(process)}")
-            time.sleep(0.01)
-        return events
+            time.sleep(0.005)
 
     def disturb(self, condition: Callable[[list[Event]], bool], action: Callable[[Any], None], *more: str) -> Leg:
         """Starts it, or goes on, and acts on the process as soon as the journal meets the condition."""
