@@ -8,8 +8,8 @@ from hintsearch.models.errors import InputError
 from hintsearch.models.libraries import pretrained_preprocessing
 from hintsearch.models.preprocessing import Preprocessing
 from hintsearch.search.hardware import local_execution, trial_execution
-from hintsearch.search.ray_session import living_nodes
 from hintsearch.search.layers import candidates_of
+from hintsearch.search.ray_session import living_nodes
 from hintsearch.search.specs import model_spec
 from hintsearch.search.study_sections import ModelSection, ResourcesSection
 
