@@ -170,8 +170,10 @@ def search(
             raise
         view.say(f"The disk is full ({error}); nothing journaled is lost. Free space, then go on with:\n  {goes_on_by}")
         raise typer.Exit(INTERRUPTED) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         ignore_interrupts()
+        if str(interrupt):
+            view.say(f"{interrupt}.")
         if Path(loaded.storage.path, name).exists():
             view.say(f"Interrupted; everything so far is saved. Go on with:\n  {goes_on_by}")
         else:

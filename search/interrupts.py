@@ -58,6 +58,10 @@ def interrupts_ignored() -> Iterator[None]:
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
+class RayEndedError(KeyboardInterrupt):
+    """Ray's processes on this machine are gone, and all trials with them: as if the search had been interrupted."""
+
+
 class InterruptDeadline:
     """Ends the process if an interrupt has not ended it in time.
 
@@ -88,6 +92,11 @@ class InterruptDeadline:
             self._before = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
             threading.Thread(target=self._watch, name="interrupt-deadline", daemon=True).start()
         return self
+
+    def begin(self) -> None:
+        """The time runs from now on, without a signal."""
+        if self._active:
+            self._wakeup.send(bytes([signal.SIGINT]))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

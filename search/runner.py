@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 from mlflow.exceptions import MlflowException
-from ray import tune
 from ray.tune.error import TuneError
 
 from ..analysis.hint_selection import HintSelection
@@ -27,7 +26,7 @@ from .failures import FailureBudget
 from .figures import hint_figures, write_figures
 from .findings import IMPORTANCES_FILE, PARETO, export_pareto, search_importances
 from .hardware import local_execution, trial_execution
-from .interrupts import InterruptDeadline, interrupts_ignored
+from .interrupts import InterruptDeadline, RayEndedError, interrupts_ignored
 from .journal import JournalContent, SearchLog, read_journal
 from .layers import Layers
 from .live import LiveTable
@@ -44,6 +43,7 @@ from .ray_session import ray_session
 from .running import running
 from .sampler import ArmSampler
 from .searcher import JournalSearcher, close_decided
+from .shared_file import reading, shared
 from .study import Study, validate_study
 from .study_types import NAME_PATTERN
 from .tracking import TrackedSearch, check_name_is_free, connect
@@ -53,6 +53,8 @@ from .view import View
 
 HINTS_FILE = "hints.yaml"
 OPTUNA_FILE = "optuna.db"
+# Only while trials run.
+CONTEXT_FILE = "trial_context.pickle"
 # How long the tracking store may take nothing where an interrupt is late already.
 LATE_SECONDS = 3.0
 
@@ -234,6 +236,11 @@ def _see_through(
         try:
             if not begun_over:
                 _run_tune(log, study, preparation, execution, sampler, failures, view)
+        except RayEndedError:
+            # Shutting it down may take for ever.
+            if deadline:
+                deadline.begin()
+            raise
         finally:
             # Also after an error or a second Ctrl-C: no run is left open, and a third one changes nothing of that.
             closing = stack.enter_context(ExitStack())
@@ -311,12 +318,12 @@ def _run_tune(
 ) -> None:
     """Runs the trials that are left; returns early on Ctrl-C."""
     searcher = JournalSearcher(log, sampler, trial_resolver(study, preparation), study, failures)
-    trainable = tune.with_parameters(run_trial, context=trial_context(study, preparation, execution))
-    tuner = make_tuner(trainable, log, study, searcher, failures)
     # What the libraries made while they were imported stays: each full collection would look through all of it, 0.4 s
     # in which no report is answered.
     gc.freeze()
-    with LiveTable(view, log.history, study) as table:
+    context = shared(trial_context(study, preparation, execution), log.path.parent / CONTEXT_FILE)
+    with context as file, LiveTable(view, log.history, study) as table:
+        tuner = make_tuner(reading(run_trial, file), log, study, searcher, failures)
         log.listen(table)
         try:
             tuner.fit()

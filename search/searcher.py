@@ -14,6 +14,7 @@ from ..analysis.hint_selection import RANDOM
 from .epoch_reports import EPOCHS
 from .events import Checkpointed, Finished, History, Outcome, Retried, Suggested
 from .failures import FailureBudget
+from .interrupts import RayEndedError
 from .journal import SearchLog
 from .plan import Plan, PlannedTrial, Repeat
 from .sampler import ArmSampler
@@ -161,8 +162,9 @@ class TrialRecorder(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial raised or its process died, and Tune begins it again from its last checkpoint."""
-        number = int(trial.config["number"])
-        self._log.record(Retried(number, self._log.history.trials[number].retries + 1, _reason(_errors(trial))))
+        number, said = int(trial.config["number"]), _errors(trial)
+        _check_driver_s_node(said)
+        self._log.record(Retried(number, self._log.history.trials[number].retries + 1, _reason(said)))
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial is over."""
@@ -174,6 +176,7 @@ class TrialRecorder(tune.Callback):
         number = int(trial.config["number"])
         if self._log.history.trials[number].finished is None:
             said = _errors(trial)
+            _check_driver_s_node(said)
             self._log.record(Finished(number, "failed", _reason(said), said))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -194,10 +197,22 @@ def _errors(trial: Trial) -> str:
     return Path(file).read_text(errors="replace") if file and Path(file).is_file() else ""
 
 
+def _check_driver_s_node(errors: str) -> None:
+    """Raises `RayEndedError` if a trial's process was ended because its owner's node is gone.
+
+    Its owner is this process: what is gone is Ray itself, and the trial has not failed.
+    """
+    if "its owner has died" in _last_attempt(errors):
+        raise RayEndedError("Ray on this machine has ended")
+
+
+def _last_attempt(errors: str) -> str:
+    return re.split(r"^Failure # .*\n", errors, flags=re.MULTILINE)[-1]
+
+
 def _reason(errors: str) -> str:
     """Why the last attempt failed, in one line."""
-    attempt = re.split(r"^Failure # .*\n", errors, flags=re.MULTILINE)[-1]
-    said = [line for line in attempt.split("\n") if line.strip()]
+    said = [line for line in _last_attempt(errors).split("\n") if line.strip()]
     if any(line.lstrip().startswith('File "') for line in said):
         # A traceback.
         return said[-1].strip()[:500]

@@ -126,7 +126,7 @@ class HintResolver:
 
 @dataclass(frozen=True)
 class TrialContext:
-    """What all trials of a search share; it lies once in Ray's object store.
+    """What all trials of a search share; a file that each machine has in memory once.
 
     Attributes:
         student: the network to train.

@@ -30,8 +30,8 @@ def make_tuner(trainable: Any, log: SearchLog, study: Study, searcher: Searcher,
     """A Tune experiment of the trials that are left, in a folder of its own.
 
     Args:
-        trainable: what trains a trial; large things are bound to it by `tune.with_parameters`, which puts them into the
-            object store, for what is captured is sent with every trial.
+        trainable: what trains a trial; what it captures is sent with every trial, so large things are to be read from
+            a file (`shared_file`).
         log: the search's log.
         study: its budget and resources are used.
         searcher: hands out the trials.

@@ -2,11 +2,13 @@ import os
 import pickle
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hintsearch.search.epoch_reports import EPOCHS
 from hintsearch.search.events import Checkpointed, Event, Finished, Reported, Suggested
 from hintsearch.search.failures import FailureBudget
+from hintsearch.search.interrupts import RayEndedError
 from hintsearch.search.journal import SearchLog, read_journal
 from hintsearch.search.sampler import ArmSampler
 from hintsearch.search.searcher import JournalSearcher, TrialRecorder, close_decided
@@ -203,6 +205,21 @@ def test_failure_that_is_known_keeps_its_reason(recorder: TrialRecorder, log: Se
     log.record(Finished(1, "failed", "the loss is not finite"))
     recorder.on_trial_error(0, [], Trial("hintsearch", config={"number": 1}, stub=True))
     assert log.history.trials[1].finished == Finished(1, "failed", "the loss is not finite")
+
+
+@pytest.mark.parametrize("event", ["on_trial_recover", "on_trial_error"])
+def test_trial_whose_process_ended_with_ray_on_the_driver_s_machine_has_not_failed(
+    event: str, recorder: TrialRecorder, log: SearchLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = tmp_path / "error.txt"
+    said.write_text(
+        "Failure # 1 (occurred at 2026-01-01_00-00-00)\nThe actor died unexpectedly before finishing this task.\n"
+        "The actor is dead because its owner has died. Owner Id: 01 Worker exit detail: Owner's node has crashed.\n"
+    )
+    monkeypatch.setattr(Trial, "error_file", str(said))
+    with pytest.raises(RayEndedError, match="Ray on this machine has ended"):
+        getattr(recorder, event)(0, [], Trial("hintsearch", config={"number": 1}, stub=True))
+    assert (log.history.trials[1].finished, log.history.trials[1].retries) == (None, 0)
 
 
 def breaks(config: dict[str, int]) -> None:

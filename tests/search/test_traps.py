@@ -25,6 +25,7 @@ from hintsearch.search.journal import SearchLog
 from hintsearch.search.networks import TrainedNetwork
 from hintsearch.search.sampler import ArmSampler
 from hintsearch.search.searcher import JournalSearcher
+from hintsearch.search.shared_file import reading, shared
 from hintsearch.search.study import Study
 from hintsearch.search.trial import HintResolver, TrialContext, run_trial
 from hintsearch.search.tuning import make_tuner
@@ -67,10 +68,9 @@ def context_of(pixels: int) -> TrialContext:
     )
 
 
-@pytest.mark.usefixtures("shared_ray")
-def test_trap_11_what_tune_sends_with_a_trial_is_small_however_large_the_data_are() -> None:
-    trainable = tune.with_parameters(run_trial, context=context_of(pixels=20_000_000))
-    assert len(cloudpickle.dumps(trainable)) < 100_000
+def test_trap_11_what_tune_sends_with_a_trial_is_small_however_large_the_data_are(tmp_path: Path) -> None:
+    with shared(context_of(pixels=20_000_000), tmp_path / "context") as file:
+        assert len(cloudpickle.dumps(reading(run_trial, file))) < 100_000
 
 
 def say_where(config: dict) -> None:

@@ -1,4 +1,4 @@
-"""The driver is asked to stop right after an event is journaled: Ctrl-C, once and impatiently, and SIGTERM."""
+"""The driver has to stop right after an event is journaled: Ctrl-C, once and impatiently, SIGTERM, Ray's own end."""
 
 import contextlib
 import os
@@ -27,6 +27,7 @@ LEGS = (
     "SIGTERM after a report",
     "Ctrl-C again and again",
     "SIGTERM to every process after a suggestion",
+    "Ray ends after a report",
 )
 
 
@@ -61,8 +62,17 @@ def press_ctrl_c_again_and_again(process: subprocess.Popen[str]) -> None:
         time.sleep(0.5)
 
 
+def end_ray(search: DisturbedSearch) -> None:
+    """As for want of memory: the daemon that Ray has on each machine ends, and the driver is told nothing."""
+    commands = search.command_line.commands().items()
+    (daemon,) = (process for process, command in commands if "/raylet/raylet" in command)
+    os.kill(daemon, signal.SIGTERM)
+
+
 def stop_the_job(search: DisturbedSearch) -> None:
-    """As systemd, Slurm and `timeout` do it: Ray's own processes are told to stop, too."""
+    """As systemd and Slurm do it: Ray's own processes are told to stop, too, and some of them are the first to end."""
+    end_ray(search)
+    time.sleep(0.1)
     for process in search.command_line.processes():
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGTERM)
@@ -76,6 +86,7 @@ def stopped(new_search: Callable[..., DisturbedSearch]) -> Stopped:
         (reported(3, 2), subprocess.Popen.terminate),
         (reported(4, 4), press_ctrl_c_again_and_again),
         (suggested(6), lambda _: stop_the_job(search)),
+        (reported(6, 1), lambda _: end_ray(search)),
     )
     legs, runs = {}, {}
     for name, (moment, action) in zip(LEGS, moments, strict=True):
