@@ -29,6 +29,7 @@ import typer
 from ..distill.allocation import keep_freed_memory
 from ..models.errors import InputError
 from ..models.files import FULL_DISK
+from .collector import collect_rarely
 from .command_options import AddressOption, JsonOption, SearchName, SetOption, StudyArgument, TrackingOption
 from .interrupts import InterruptDeadline, ignore_interrupts, interrupt_after_imports
 from .layer_commands import hints, layers
@@ -58,6 +59,7 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _interrupt)
     # Before there are threads.
     keep_freed_memory()
+    collect_rarely()
     try:
         app(prog_name="hintsearch")
     except InputError as error:

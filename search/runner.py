@@ -1,7 +1,6 @@
 """One search from its launch to its leaderboard: the journal, the teacher, the layers, Tune, MLflow, the export."""
 
 import errno
-import gc
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -19,6 +18,7 @@ from ..analysis.trials import SearchRecord, read_search
 from ..distill.execution import Execution
 from ..models.candidates import stage_ends
 from ..models.errors import InputError, reason
+from .collector import keep_what_there_is
 from .estimate import Estimate, estimate
 from .events import Began, Enqueued, Extended, Prepared
 from .export import HintFile, export_hints
@@ -318,9 +318,8 @@ def _run_tune(
 ) -> None:
     """Runs the trials that are left; returns early on Ctrl-C."""
     searcher = JournalSearcher(log, sampler, trial_resolver(study, preparation), study, failures)
-    # What the libraries made while they were imported stays: each full collection would look through all of it, 0.4 s
-    # in which no report is answered.
-    gc.freeze()
+    # No report is answered while Python collects.
+    keep_what_there_is()
     context = shared(trial_context(study, preparation, execution), log.path.parent / CONTEXT_FILE)
     with context as file, LiveTable(view, log.history, study) as table:
         tuner = make_tuner(reading(run_trial, file), log, study, searcher, failures)

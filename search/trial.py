@@ -35,6 +35,7 @@ from ..models.candidates import Candidate
 from ..models.errors import InputError, reason
 from ..models.files import FULL_DISK
 from ..models.zoo import ModelSpec
+from .collector import keep_what_there_is
 from .epoch_reports import EpochReports
 from .events import Suggested
 from .networks import TrainedNetwork, as_tensors
@@ -175,8 +176,8 @@ def run_trial(config: dict[str, Any], context: TrialContext) -> None:
     the search, and is no failure of the trial.
     """
     if not gc.get_freeze_count():
-        # Once a process: full collections need not look through what the imports have left, 0.2 s each.
-        gc.freeze()
+        # Once a process.
+        keep_what_there_is()
     keep_freed_memory()
     torch.set_num_threads(context.threads)
     reports = EpochReports()
