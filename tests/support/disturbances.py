@@ -1,5 +1,6 @@
 """A search as processes, in a folder of its own, that is interrupted in any way and goes on."""
 
+import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -77,6 +78,7 @@ class DisturbedSearch:
         if not (folder / self.study_file).exists():
             (folder / self.study_file).write_text(yaml.safe_dump(study or SMALL_STUDY, sort_keys=False))
         self.results = folder / "results" / name
+        self._journal = str(self.results / "journal.jsonl")
         self.command_line = CommandLine(cache, console_script=True)
         self._options = list(options)
 
@@ -102,15 +104,17 @@ class DisturbedSearch:
         return journal_events(self.results, kind)
 
     def _journal_size(self) -> int:
-        journal = self.results / "journal.jsonl"
-        return journal.stat().st_size if journal.is_file() else 0
+        try:
+            return os.stat(self._journal).st_size
+        except FileNotFoundError:
+            return 0
 
     def trial_processes(self) -> list[int]:
         """The processes that train, at present."""
         return trial_processes(self.command_line)
 
     def wait(self, process: subprocess.Popen[str], condition: Callable[[list[Event]], bool]) -> list[Event]:
-        """The journal as soon as it meets the condition: it is looked at two hundred times a second.
+        """The journal as soon as it meets the condition: it is looked at a hundred times a second.
 
         Raises:
             AssertionError: the process ended before that.
@@ -126,7 +130,7 @@ class DisturbedSearch:
             if over or time.monotonic() > deadline:
                 process.kill()
                 raise AssertionError(f"what was waited for never came; the end was {ended(process)}")
-            time.sleep(0.005)
+            time.sleep(0.01)
 
     def disturb(self, condition: Callable[[list[Event]], bool], action: Callable[[Any], None], *more: str) -> Leg:
         """Starts it, or goes on, and acts on the process as soon as the journal meets the condition."""

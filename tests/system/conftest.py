@@ -12,8 +12,8 @@ import pytest
 from disturbances import HANGS_S, DisturbedSearch, Undisturbed
 from processes import Ended, wait_for
 
-# What takes longest; begun last, each would be waited for alone.
-FIRST = ("test_dead_tracking_server", "test_stopped_driver", "test_killed_driver", "test_full_disk")
+# One that waits, while the others wait for the teacher; then the longest: begun last, each would be waited for alone.
+FIRST = ("test_late_ray", "test_dead_tracking_server", "test_stopped_driver", "test_killed_driver", "test_full_disk")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
