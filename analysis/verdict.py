@@ -36,6 +36,21 @@ def describe(comparison: PairedComparison, metric: str) -> str:
     return said + _left_out(comparison.left_out)
 
 
+def describe_sizes(winner: float | None, control: float | None) -> str:
+    """That a difference may be one of the students' sizes; empty if they are equal or unknown.
+
+    Args:
+        winner: parameters of its student.
+        control: of the control's.
+    """
+    if winner is None or control is None or winner == control:
+        return ""
+    return (
+        f"Their students differ in size ({winner:,.0f} and {control:,.0f} parameters), which may be why: to tell, "
+        "compare with controls of the same size."
+    )
+
+
 def _order(mean: float) -> str:
     return "is better than" if mean > 0 else "is worse than" if mean < 0 else "differs from"
 

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from hintsearch.models.zoo import build_model
 from hintsearch.search import runner
 from hintsearch.search.epoch_reports import EpochReports
 from hintsearch.search.events import History
@@ -83,15 +84,17 @@ def replaying(curves: Sequence[Reports]) -> Callable[[dict[str, Any], TrialConte
     def run_trial(config: dict[str, Any], context: TrialContext) -> None:
         torch.set_num_threads(context.threads)
         reports = EpochReports()
+        # A checkpoint has the student's weights, and of each its momentum.
+        weights = build_model(context.student).state_dict()
         curve = curves[config["number"] % len(curves)]
         for epoch, metrics in enumerate(curve, start=1):
             reports.add({"epoch": epoch, "epoch_seconds": 0.0, **metrics})
             if epoch == len(curve):
                 reports.send()
             elif epoch in context.rungs:
-                # As a trial does at the end of a rung; the student's weights are the larger part of a real checkpoint.
+                # As a trial does at the end of a rung.
                 with TemporaryDirectory() as folder:
-                    torch.save(context.student, Path(folder) / CHECKPOINT_FILE)
+                    torch.save([weights, weights], Path(folder) / CHECKPOINT_FILE)
                     reports.send(checkpoint=tune.Checkpoint.from_directory(folder))
 
     return run_trial

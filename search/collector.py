@@ -9,8 +9,14 @@ AS_PYTHON_DOES = gc.get_threshold()
 
 
 def collect_rarely() -> None:
-    """From now on, for a command that imports much and ends soon."""
+    """From now on, while a command imports what it needs."""
     gc.set_threshold(WHILE_IMPORTING)
+
+
+def collect_as_usual() -> None:
+    """The imports are over: long work begins."""
+    if gc.get_threshold()[0] == WHILE_IMPORTING:
+        gc.set_threshold(*AS_PYTHON_DOES)
 
 
 def keep_what_there_is() -> None:
@@ -19,4 +25,4 @@ def keep_what_there_is() -> None:
     What comes from now on is looked for as usual.
     """
     gc.freeze()
-    gc.set_threshold(*AS_PYTHON_DOES)
+    collect_as_usual()

@@ -197,7 +197,7 @@ def check(
 ) -> None:
     """Check a study before anything is spent; starts and creates nothing."""
     from .estimate import estimate
-    from .node_checks import check_nodes, joins_a_cluster
+    from .node_checks import check_nodes, joins_a_cluster, waiting_note
     from .own_code import say_own_code
     from .places import tracking_uri
     from .plan import most_repeats, plan_trials
@@ -217,11 +217,10 @@ def check(
         if joins_a_cluster(address):
             with ray_session(address):
                 check_nodes(loaded, lambda: checked.splits)
+                view.notes(waiting_note(loaded))
         shapes = checked.shapes
         cost = estimate(loaded, checked)
-        note = imbalance_note(loaded, checked.splits)
-        if note:
-            view.say(note)
+        view.notes(imbalance_note(loaded, checked.splits))
     view.say(
         f"{loaded.name} is good: {loaded.teacher.model} has {len(shapes.teacher)} candidates, {loaded.student.model} "
         f"has {shapes.stages} stages; {len(plan_trials(loaded))} trials of at most {loaded.budget.rungs[-1]} epochs, "

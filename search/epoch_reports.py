@@ -11,6 +11,9 @@ REPORT_SECONDS = 1.0
 # Key of the figures in a report. In a list, for of each number that stands by itself Tune keeps six statistics in the
 # driver as long as the search runs: 90 kB a trial.
 EPOCHS = "epochs"
+# Keys of what a trial reports in the place of an epoch that ends the search, and not the trial, which a resume begins
+# again: it finds no room for its checkpoint, or cannot read what all trials share.
+NO_ROOM, NOT_SHARED = "no_room", "not_shared"
 
 
 class EpochReports:

@@ -13,8 +13,8 @@ class FailureBudget:
     def __init__(self, most: int) -> None:
         self._most, self._in_a_row = most, 0
         self.last_error = ""
-        # What a trial said of a full disk.
-        self.no_room = ""
+        # What a trial said of a full disk, and of data that it could not read.
+        self.no_room = self.not_shared = ""
 
     def on_event(self, event: Event) -> None:
         """Hears of a live event."""
@@ -31,4 +31,4 @@ class FailureBudget:
     @property
     def ends_early(self) -> bool:
         """Whether no trial goes on and none is begun."""
-        return self.spent or bool(self.no_room)
+        return self.spent or bool(self.no_room or self.not_shared)

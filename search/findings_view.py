@@ -65,6 +65,7 @@ def show_confirmation(view: View, record: SearchRecord, confirmation: Confirmati
     view.console.print(table)
     if confirmation.comparison is not None:
         view.say(describe(confirmation.comparison, record.metric))
+        view.sizes(record.trial(confirmation.comparison.winner), record.trial(confirmation.comparison.control))
     else:
         view.say("No control was confirmed, so that nothing is said of whether the search was worth it.")
     exported = next((s for s in confirmation.summaries if s.number == confirmation.export), None)

@@ -34,6 +34,14 @@ def _importing(frame: FrameType | None) -> bool:
     return False
 
 
+def interrupt_the_main_thread() -> None:
+    """As Ctrl-C does; as SIGTERM where that is ignored, in the background of a shell script."""
+    number = signal.SIGTERM if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else signal.SIGINT
+    main = threading.main_thread().ident
+    assert main is not None
+    signal.pthread_kill(main, number)
+
+
 def ignore_interrupts() -> None:
     """From now on signals interrupt nothing: what is left is to say how to go on."""
     if threading.current_thread() is threading.main_thread():

@@ -70,16 +70,34 @@ def check_one_trial_fits(study: Study, nodes: list[Mapping[str, float]]) -> None
         study: its resources are used.
         nodes: resources of each node, by Ray's names.
     """
-    wanted = {"CPU": float(study.resources.cpus_per_trial), "GPU": float(study.resources.gpus_per_trial)}
-    if study.resources.concurrent_trials or any(
-        all(float(node.get(kind, 0)) >= amount for kind, amount in wanted.items()) for node in nodes
-    ):
+    if study.resources.concurrent_trials or _one_trial_fits(study, nodes):
         return
+    wanted = _wanted(study)
     most = ", ".join(f"{float(node.get('CPU', 0)):g} CPUs and {float(node.get('GPU', 0)):g} GPUs" for node in nodes)
     raise InputError(
         f"a trial asks for {wanted['CPU']:g} CPUs and {wanted['GPU']:g} GPUs of one node, but the nodes have {most}; "
         "lower resources.cpus_per_trial or gpus_per_trial, or, if the cluster grows, set resources.concurrent_trials"
     )
+
+
+def waiting_note(study: Study) -> str | None:
+    """That trials will wait for the cluster to grow; None if one of its nodes has what a trial asks for."""
+    if _one_trial_fits(study, [node["Resources"] for node in living_nodes()]):
+        return None
+    wanted = _wanted(study)
+    return (
+        f"No node has {wanted['CPU']:g} CPUs and {wanted['GPU']:g} GPUs at present: trials wait until the cluster has "
+        "grown by one that has."
+    )
+
+
+def _wanted(study: Study) -> dict[str, float]:
+    return {"CPU": float(study.resources.cpus_per_trial), "GPU": float(study.resources.gpus_per_trial)}
+
+
+def _one_trial_fits(study: Study, nodes: list[Mapping[str, float]]) -> bool:
+    wanted = _wanted(study).items()
+    return any(all(float(node.get(kind, 0)) >= amount for kind, amount in wanted) for node in nodes)
 
 
 def check_facts(node: str, facts: Facts, mine: Mapping[str, str], storage: Path) -> None:

@@ -5,6 +5,7 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 import torch
@@ -202,11 +203,17 @@ def _check_local_resources(study: Study) -> None:
 
 
 def _check_writable(path: Path, what: str) -> None:
-    """Whether the file or folder `path` can be made or written, without trying."""
+    """Whether the file or folder `path` can be made or written; leaves nothing behind."""
     place = path
     while not place.exists() and place != place.parent:
         place = place.parent
     if place != path and not place.is_dir():
         raise InputError(f"{what} is {path}, but {place} is no folder; choose another place")
-    if not os.access(place, os.W_OK):
-        raise InputError(f"{what} is {path}, but {place} cannot be written; choose another place")
+    try:
+        # Permissions do not tell of a file system that is read-only or holds no files.
+        with TemporaryFile(dir=place) if place.is_dir() else place.open("ab"):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{what} is {path}, but {place} cannot be written ({error.strerror}); choose another place"
+        ) from error

@@ -3,15 +3,21 @@
 import logging
 import os
 import signal
+import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import ray
 
 from ..models.errors import InputError
+from .collector import collect_as_usual
+
+# What a cluster's head takes at most to take a connection.
+ANSWER_SECONDS = 5.0
 
 
 @contextmanager
@@ -24,13 +30,22 @@ def ray_session(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    collect_as_usual()
     place = address or os.environ.get("RAY_ADDRESS") or "local"
+    answers = _answers(place)
+    if answers is False:
+        raise InputError(f"there is no Ray cluster at {place}: nothing answers; leave --address out to start one")
     dashboard = False if place == "local" else None
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(place, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError) as error:
         reason = str(error).splitlines()[0]
+        if answers:
+            raise InputError(
+                f"what answers at {place} lets nobody in ({reason}); a Ray cluster may ask for its token, in "
+                "RAY_AUTH_TOKEN with RAY_AUTH_MODE=token, and for its own version of Ray"
+            ) from error
         raise InputError(f"there is no Ray cluster at {place} ({reason}); leave --address out to start one") from error
     except Exception as error:
         # Ray's type for it is Exception itself.
@@ -44,9 +59,23 @@ def ray_session(address: str | None) -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
     try:
-        yield
+        # Ray writes what it has to say of a worker that died to standard output, which may be for one JSON document.
+        with redirect_stdout(sys.stderr):
+            yield
     finally:
         ray.shutdown()
+
+
+def _answers(place: str) -> bool | None:
+    """Whether something listens at HOST:PORT: Ray itself tries for minutes. None if `place` is something else."""
+    host, colon, port = place.rpartition(":")
+    if not colon or "//" in place or not port.isdigit():
+        return None
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 def living_nodes() -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from ..models.own_code import check_own_code, is_own_code, own_code_path, own_co
 from ..models.penultimate import classifier_path
 from ..models.weights import StateDict, apply_weights, read_weights, save_weights, weights_sha256
 from ..models.zoo import ModelSpec, build_model, check_model_name
+from .collector import collect_as_usual
 from .export import HintFile, StartPart, TeacherPart, check_output
 from .layers import candidates_of
 from .places import cache_folder, cached_teacher_path
@@ -92,6 +93,7 @@ def distill_student(
     Raises:
         InputError: the teacher is not to be found or another one, data are missing, code is not trusted.
     """
+    collect_as_usual()
     if seeds < 1:
         raise InputError(f"--seeds is {seeds}, but must be at least 1")
     check_output(Path(output))

@@ -26,12 +26,12 @@ from .failures import FailureBudget
 from .figures import hint_figures, write_figures
 from .findings import IMPORTANCES_FILE, PARETO, export_pareto, search_importances
 from .hardware import local_execution, trial_execution
-from .interrupts import InterruptDeadline, RayEndedError, interrupts_ignored
+from .interrupts import InterruptDeadline, RayEndedError, interrupt_the_main_thread, interrupts_ignored
 from .journal import JournalContent, SearchLog, read_journal
 from .layers import Layers
 from .live import LiveTable
 from .mlflow_logger import MlflowLogger
-from .node_checks import check_nodes
+from .node_checks import check_nodes, waiting_note
 from .own_code import say_own_code
 from .parent_run import FIGURES, open_parent_run
 from .places import JOURNAL_FILE, new_search_name, tracking_uri
@@ -40,6 +40,7 @@ from .points import point_of
 from .preflight import check_study, imbalance_note, preset_note
 from .preparation import Preparation, prepare, study_data
 from .ray_session import ray_session
+from .ray_watch import ray_watched
 from .running import running
 from .sampler import ArmSampler
 from .searcher import JournalSearcher, close_decided
@@ -125,12 +126,11 @@ def run_search(
     say_own_code(study, view)
     enqueued = [point_of(point, study) for point in points]
     checked = check_study(study, uri, address)
-    for note in (preset_note(study), imbalance_note(study, checked.splits)):
-        if note:
-            view.say(note)
+    view.notes(preset_note(study), imbalance_note(study, checked.splits))
     view.say(_announcement(name, study, estimate(study, checked)))
     with ray_session(address):
         check_nodes(study, lambda: checked.splits)
+        view.notes(waiting_note(study))
         check_name_is_free(connect(uri, create=True), study.name, name)
         folder.mkdir(parents=True)
         with running(folder):
@@ -195,6 +195,7 @@ def resume_search(
         if not Plan(study, log.history).over:
             stack.enter_context(ray_session(address))
             check_nodes(study, lambda: study_data(study))
+            view.notes(waiting_note(study))
         return _see_through(log, study, view, address, deadline)
 
 
@@ -220,6 +221,7 @@ def _see_through(
     with ExitStack() as stack:
         if not begun_over:
             stack.enter_context(ray_session(address))
+            stack.enter_context(ray_watched(partial(_end_without_ray, view)))
         preparation = prepare(study, view, address)
         execution = _execution(log, study, view, ray_is_running=not begun_over)
         _check_same_teacher(log, preparation, execution)
@@ -268,6 +270,12 @@ def _see_through(
         return SearchResult(
             tracked.name, log.path.parent, tracked.client.tracking_uri, None, None, interrupted, images, 1, given_up
         )
+
+
+def _end_without_ray(view: View) -> None:
+    """From another thread: what waits for Ray would wait for ever."""
+    view.say("Ray on this machine has ended.")
+    interrupt_the_main_thread()
 
 
 def _close_late(logger: MlflowLogger, tracked: TrackedSearch) -> None:
@@ -331,6 +339,8 @@ def _run_tune(
             if log.broken is not None:
                 raise log.broken from None
             raise
+    if failures.not_shared:
+        view.say(f"Trials could not read their data ({failures.not_shared}).")
     if failures.no_room:
         raise OSError(errno.ENOSPC, failures.no_room)
 

@@ -12,7 +12,7 @@ import numpy as np
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from .epoch_reports import EPOCHS
+from .epoch_reports import EPOCHS, NO_ROOM, NOT_SHARED
 from .events import Decision, Finished, History, Reported, TrialHistory
 from .failures import FailureBudget
 from .journal import SearchLog
@@ -67,9 +67,12 @@ class RungScheduler(FIFOScheduler):
     def _take(self, number: int, figures: dict[str, Any]) -> bool:
         """Journals an epoch, or what happened in its place; whether the trial can go on."""
         known = self._log.history.trials[number]
-        if "no_room" in figures:
-            # Left without an outcome, for a resume.
-            self._failures.no_room = str(figures["no_room"])
+        # Left without an outcome, for a resume.
+        if NO_ROOM in figures:
+            self._failures.no_room = str(figures[NO_ROOM])
+            return False
+        if NOT_SHARED in figures:
+            self._failures.not_shared = str(figures[NOT_SHARED])
             return False
         if "failure" in figures:
             self._log.record(Finished(number, "failed", figures["failure"], figures.get("traceback", "")))

@@ -6,6 +6,7 @@ memory, Ray looks for what the driver has put there, and ends the driver on the 
 
 import hashlib
 import mmap
+import os
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,9 @@ from typing import Any
 
 from ray import cloudpickle
 
+from ..models.errors import reason
 from ..models.files import replacing
+from .epoch_reports import NOT_SHARED, EpochReports
 
 # Of arrays, as numpy and torch like it.
 _ALIGNMENT = 64
@@ -29,10 +32,12 @@ class SharedFile:
 
     Attributes:
         path: in the shared storage.
+        size: of the file, in bytes.
         sha256: of what is unpickled; the arrays behind it are bytes only.
     """
 
     path: str
+    size: int
     sha256: str
 
     def read(self) -> Any:
@@ -64,16 +69,24 @@ def shared(value: Any, path: Path) -> Iterator[SharedFile]:
             for array in arrays:
                 file.seek(_aligned(file.tell()))
                 file.write(array)
-        yield SharedFile(str(path.resolve()), hashlib.sha256(head).hexdigest())
+        yield SharedFile(str(path.resolve()), path.stat().st_size, hashlib.sha256(head).hexdigest())
     finally:
         path.unlink(missing_ok=True)
 
 
 def reading(trainable: Callable[[dict[str, Any], Any], None], file: SharedFile) -> Callable[[dict[str, Any]], None]:
-    """The trainable with what is shared as its second argument."""
+    """The trainable with what is shared as its second argument.
+
+    If that cannot be read, the trial reports it as `NOT_SHARED`: it ends the search, and is no failure of the trial.
+    """
 
     def with_shared(config: dict[str, Any]) -> None:
-        trainable(config, file.read())
+        try:
+            value = file.read()
+        except (OSError, ValueError) as error:
+            EpochReports().fail({NOT_SHARED: reason(error)})
+            return
+        trainable(config, value)
 
     return with_shared
 
@@ -85,13 +98,14 @@ def _aligned(position: int) -> int:
 @lru_cache(maxsize=1)
 def _read(file: SharedFile) -> Any:
     with Path(file.path).open("rb") as opened:
+        changed = ValueError(f"{file.path} was changed by something else than the search")
+        if os.fstat(opened.fileno()).st_size != file.size:
+            raise changed
         content = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
     end = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES])
     head = content[_LENGTH_BYTES:end]
     if hashlib.sha256(head).hexdigest() != file.sha256:
-        raise ValueError(
-            f"{file.path} was changed by something else than the search; end what writes there, then --resume"
-        )
+        raise changed
     sizes, pickled = pickle.loads(head)
     arrays, start = [], end
     for size in sizes:

@@ -36,7 +36,7 @@ from ..models.errors import InputError, reason
 from ..models.files import FULL_DISK
 from ..models.zoo import ModelSpec
 from .collector import keep_what_there_is
-from .epoch_reports import EpochReports
+from .epoch_reports import NO_ROOM, EpochReports
 from .events import Suggested
 from .networks import TrainedNetwork, as_tensors
 from .study_types import STUDENT_PARAMETERS
@@ -190,7 +190,7 @@ def run_trial(config: dict[str, Any], context: TrialContext) -> None:
         if not isinstance(error, OSError) or error.errno not in FULL_DISK:
             reports.send()
             raise
-        reports.fail({"no_room": error.strerror or reason(error)})
+        reports.fail({NO_ROOM: error.strerror or reason(error)})
     finally:
         # The actor's next trial starts with all of the device's memory.
         if context.execution.device == "cuda":

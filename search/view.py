@@ -5,6 +5,7 @@ import math
 import os
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,12 +18,14 @@ from rich.table import Table
 
 from ..analysis.hint_selection import HintSelection
 from ..analysis.trials import SearchRecord, TrialRow
+from ..analysis.verdict import describe_sizes
 from ..distill.loss_names import TOGETHER, names_together
 from ..distill.trainer import EpochResult
 from ..models.candidates import Candidate
 from .export import HintFile, load_hints
 from .layers import LayerPass, Layers
 from .retrain import RetrainedStudent
+from .study_types import STUDENT_PARAMETERS
 from .teacher import Teacher
 from .training import TrainingReport
 
@@ -56,16 +59,22 @@ class View:
         stream = sys.stderr if json_output else sys.stdout
         width = None if stream.isatty() else WIDTH_WITHOUT_TERMINAL
         self.console = Console(file=stream, width=width, highlight=False, soft_wrap=False)
-        self._json_output = json_output
+        # Of this moment: while Ray runs, what libraries print goes to stderr.
+        self._document_to = sys.stdout if json_output else None
 
     def say(self, text: str) -> None:
         """One line; long ones are left to the terminal to wrap, so that paths can be copied."""
         self.console.print(text, markup=False, soft_wrap=True)
 
+    def notes(self, *texts: str | None) -> None:
+        """Those that there are, a line each."""
+        for text in filter(None, texts):
+            self.say(text)
+
     def document(self, content: Any) -> None:
         """The JSON document of a command, if one was asked for."""
-        if self._json_output:
-            print(json.dumps(content, default=str))
+        if self._document_to is not None:
+            print(json.dumps(content, default=str), file=self._document_to)
 
     @contextmanager
     def network_training(self, what: str) -> Iterator[TrainingReport]:
@@ -210,9 +219,16 @@ class View:
         if control is None:
             return
         if found is None:
+            ends = Counter(trial.outcome for trial in record.trials if trial.arm == "search")
+            others = ", ".join(f"{count} {outcome}" for outcome, count in ends.items() if outcome != "pruned")
+            said = (
+                f"No search trial came to its end ({others}): nothing is known of them."
+                if others
+                else "Every search trial was behind the controls and stopped at a rung: a null result."
+            )
             self.say(
-                f"Every search trial was behind the controls and stopped at a rung: a null result. Best control: "
-                f"{control.control} (trial {control.number}), {record.metric} {control.metrics[record.metric]:.4f}."
+                f"{said} Best control: {control.control} (trial {control.number}), "
+                f"{record.metric} {control.metrics[record.metric]:.4f}."
             )
             return
         ours, theirs = found.metrics[record.metric], control.metrics[record.metric]
@@ -232,6 +248,13 @@ class View:
             )
         trials = sum(t.arm == "search" for t in record.trials)
         self.say(said + f"It is the best of {trials} with one seed each: retrain it with several seeds to know.")
+        self.sizes(found, control)
+
+    def sizes(self, winner: TrialRow, control: TrialRow) -> None:
+        """That two students are not of one size, if so."""
+        said = describe_sizes(winner.metrics.get(STUDENT_PARAMETERS), control.metrics.get(STUDENT_PARAMETERS))
+        if said:
+            self.say(said)
 
     def hint_points(self, hints: Path) -> None:
         """The pairs and weights of an exported file."""

@@ -103,6 +103,40 @@ def test_confirmation_shows_mean_and_spread_beside_the_searched_value(shown: Cal
     ]
 
 
+def of_size(found: SearchRecord, sizes: dict[int, float]) -> SearchRecord:
+    """The same trials with students of so many parameters."""
+    trials = [
+        replace(trial, metrics={**trial.metrics, "student_parameters": sizes.get(trial.number, 5_000.0)})
+        for trial in found.trials
+    ]
+    return replace(found, trials=tuple(trials))
+
+
+def test_students_of_another_size_are_told_beside_a_lead(shown: Callable[..., str]) -> None:
+    wanted = "Their students differ in size (20,000 and 5,000 parameters)"
+    larger = of_size(repeated(HOLDS), {3: 20_000.0})
+    assert wanted in confirmation_shown(shown, larger)
+    assert wanted in shown(View.verdict, larger, 300)
+    same = of_size(repeated(HOLDS), {})
+    assert "differ in size" not in confirmation_shown(shown, same) + shown(View.verdict, same, 300)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "said"),
+    [
+        (("pruned", "pruned"), "Every search trial was behind the controls and stopped at a rung: a null result."),
+        (("pruned", "failed"), "No search trial came to its end (1 failed): nothing is known of them."),
+        (("failed", "failed"), "No search trial came to its end (2 failed): nothing is known of them."),
+    ],
+)
+def test_search_without_a_completed_trial_is_a_null_only_if_none_failed(
+    shown: Callable[..., str], outcomes: tuple[str, str], said: str
+) -> None:
+    trials = [row(number, 0.4, outcome=outcome) for number, outcome in zip((3, 4), outcomes, strict=True)]
+    found = replace(record(), trials=(*trials, row(1, 0.7, "kd_only")))
+    assert f"{said} Best control: kd_only (trial 1), val_accuracy 0.7000." in shown(View.verdict, found, 300)
+
+
 def test_the_one_test_is_told_in_words(shown: Callable[..., str]) -> None:
     screen = confirmation_shown(shown, repeated(HOLDS))
     assert "Trial 3 is better than the control kd_only (trial 1) by 19.0 points (95 % interval " in screen

@@ -12,6 +12,7 @@ from hintsearch.models.errors import InputError
 from hintsearch.models.weights import save_weights
 from hintsearch.models.zoo import ModelSpec, build_model
 from hintsearch.search.estimate import TIMED_SECONDS, estimate
+from hintsearch.search.node_checks import waiting_note
 from hintsearch.search.preflight import check_can_be_sent, check_study, check_without_data, imbalance_note
 from hintsearch.search.study import Study
 from numpy.typing import NDArray
@@ -278,3 +279,11 @@ def test_start_weights_that_do_not_fit_the_student_are_refused(studied: Studied,
         f"the weights of student.checkpoint {tmp_path}/other.safetensors do not fit CifarResNet: "
     )
     assert "conv1.weight is [16, 1, 3, 3] instead of [4, 1, 3, 3]" in message
+
+
+@pytest.mark.usefixtures("shared_ray")
+@pytest.mark.parametrize(("cpus", "waits"), [(4, False), (5, True)])
+def test_trials_that_wait_for_a_cluster_to_grow_are_told(studied: Callable[..., Study], cpus: int, waits: bool) -> None:
+    note = waiting_note(studied(f"resources.cpus_per_trial={cpus}", "resources.concurrent_trials=1"))
+    said = "No node has 5 CPUs and 0 GPUs at present: trials wait until the cluster has grown by one that has."
+    assert note == (said if waits else None)

@@ -3,7 +3,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from hintsearch.search.epoch_reports import EPOCHS
+from hintsearch.search.epoch_reports import EPOCHS, NO_ROOM, NOT_SHARED
 from hintsearch.search.events import Finished, History, Reported, Suggested
 from hintsearch.search.failures import FailureBudget
 from hintsearch.search.journal import SearchLog, read_journal
@@ -285,17 +285,18 @@ def test_trap_2_failure_that_the_trial_reports_is_journaled_with_its_reason(
     assert log.history.trials[1].finished == Finished(1, "failed", "the loss is NaN")
 
 
-def test_trial_that_found_its_disk_full_is_left_open_and_ends_the_search(
-    log: SearchLog, digits: Study, suggested: Callable[..., Suggested]
+@pytest.mark.parametrize("why", [NO_ROOM, NOT_SHARED])
+def test_trial_that_finds_its_disk_full_or_its_data_gone_is_left_open_and_ends_the_search(
+    log: SearchLog, digits: Study, suggested: Callable[..., Suggested], why: str
 ) -> None:
     failures = FailureBudget(5)
     for number in (1, 2):
         log.record(suggested(number))
     scheduler, before = RungScheduler(log, digits, failures), log.path.read_bytes()
-    full = together(1, {"no_room": "No space left on device"})
-    assert scheduler.on_trial_result(*full) == TrialScheduler.STOP
+    told = together(1, {why: "the reason"})
+    assert scheduler.on_trial_result(*told) == TrialScheduler.STOP
     assert log.path.read_bytes() == before
-    assert failures.no_room == "No space left on device"
+    assert getattr(failures, why) == "the reason"
     # A trial beside it ends with its epoch, which counts.
     assert scheduler.on_trial_result(*report(2, 3)) == TrialScheduler.STOP
     assert list(log.history.trials[2].reports) == [3]

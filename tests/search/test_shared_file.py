@@ -62,13 +62,13 @@ def test_arrays_of_many_readers_are_one_in_memory(tmp_path: Path) -> None:
     """The pages of a process that has read all of it are those of the file: none is its own."""
     code = (
         "import pickle, re, sys; from hintsearch.search.shared_file import SharedFile;"
-        "images = SharedFile(*sys.argv[1:]).read()['images']; images.sum();"
+        "images = SharedFile(sys.argv[1], int(sys.argv[2]), sys.argv[3]).read()['images']; images.sum();"
         "maps = open('/proc/self/smaps').read();"
         "(one,) = (m for m in re.split(r'\\n(?=[0-9a-f]+-)', maps) if sys.argv[1] in m);"
         "print(*(re.search(key + r':\\s+(\\d+)', one)[1] for key in ('Rss', 'Private_Dirty', 'Anonymous')))"
     )
     with shared({"images": np.ones((4, 1 << 20), np.uint8)}, tmp_path / "context") as file:
-        words = [sys.executable, "-c", code, file.path, file.sha256]
+        words = [sys.executable, "-c", code, file.path, str(file.size), file.sha256]
         ended = subprocess.run(words, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     resident, dirty, anonymous = map(int, ended.stdout.split())
@@ -97,9 +97,18 @@ def test_file_that_something_else_has_written_is_not_unpickled(tmp_path: Path) -
     with (
         shared({"a": 1}, tmp_path / "context") as file,
         shared({"a": "other"}, tmp_path / "context"),
-        pytest.raises(ValueError, match="context was changed by something else than the search; end what"),
+        pytest.raises(ValueError, match="context was changed by something else than the search"),
     ):
         file.read()
+
+
+@pytest.mark.parametrize("left", [0, 5, 200, -1])
+def test_file_that_was_cut_short_is_not_unpickled(tmp_path: Path, left: int) -> None:
+    with shared(context(), tmp_path / "context") as file:
+        with (tmp_path / "context").open("r+b") as opened:
+            opened.truncate(left if left >= 0 else file.size - 1)
+        with pytest.raises(ValueError, match="context was changed by something else than the search"):
+            file.read()
 
 
 def test_relative_path_is_read_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

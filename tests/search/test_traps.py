@@ -98,6 +98,17 @@ def tuned(
     return make
 
 
+def test_trials_that_cannot_read_what_they_share_end_the_search_and_have_not_failed(
+    tuned: Callable[..., tuple[tune.Tuner, SearchLog]], tmp_path: Path
+) -> None:
+    with shared(context_of(pixels=64), tmp_path / "context") as file:
+        (tmp_path / "context").unlink()
+        tuner, log = tuned(reading(run_trial, file), "resources.concurrent_trials=1")
+        tuner.fit()
+    (trial,) = log.history.trials.values()
+    assert (trial.finished, trial.retries) == (None, 0)
+
+
 def test_trap_18_trials_follow_each_other_in_the_same_processes(
     tuned: Callable[..., tuple[tune.Tuner, SearchLog]],
 ) -> None:

@@ -76,6 +76,11 @@ def test_a_search_goes_on_when_trials_lose_their_processes(bereaved: Bereaved) -
     assert sorted(e["number"] for e in bereaved.events if e["event"] == "outcome") == NUMBERS
 
 
+def test_standard_output_is_one_document_whatever_ray_has_to_say(bereaved: Bereaved) -> None:
+    assert [trial["number"] for trial in bereaved.ended.document()["trials"]] == NUMBERS
+    assert "died" in bereaved.ended.err
+
+
 def test_a_trial_that_lost_its_process_is_retried_and_the_journal_says_so(bereaved: Bereaved) -> None:
     (retry,) = bereaved.of("retry", ONCE)
     assert retry["attempt"] == 1

@@ -23,6 +23,7 @@ from search_records import (
 )
 
 LEGS = (
+    "Ray is killed before a trial has begun",
     "Ctrl-C after a suggestion",
     "SIGTERM after a report",
     "Ctrl-C again and again",
@@ -63,10 +64,19 @@ def press_ctrl_c_again_and_again(process: subprocess.Popen[str]) -> None:
 
 
 def end_ray(search: DisturbedSearch) -> None:
-    """As for want of memory: the daemon that Ray has on each machine ends, and the driver is told nothing."""
-    commands = search.command_line.commands().items()
-    (daemon,) = (process for process, command in commands if "/raylet/raylet" in command)
-    os.kill(daemon, signal.SIGTERM)
+    """The daemon that Ray has on each machine ends, and the driver is told nothing."""
+    os.kill(process_of(search, "/raylet/raylet"), signal.SIGTERM)
+
+
+def kill_ray(search: DisturbedSearch) -> None:
+    """As for want of memory: after a minute without its control store Ray ends the driver, with nothing saved."""
+    os.kill(process_of(search, "/gcs/gcs_server"), signal.SIGKILL)
+
+
+def process_of(search: DisturbedSearch, program: str) -> int:
+    """The one process that runs a program of Ray's."""
+    (found,) = (number for number, command in search.command_line.commands().items() if program in command.split()[0])
+    return found
 
 
 def stop_the_job(search: DisturbedSearch) -> None:
@@ -82,6 +92,7 @@ def stop_the_job(search: DisturbedSearch) -> None:
 def stopped(new_search: Callable[..., DisturbedSearch]) -> Stopped:
     search = new_search("stopped")
     moments = (
+        (suggested(1), lambda _: kill_ray(search)),
         (suggested(3), press_ctrl_c),
         (reported(3, 2), subprocess.Popen.terminate),
         (reported(4, 4), press_ctrl_c_again_and_again),
