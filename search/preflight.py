@@ -29,6 +29,8 @@ from .tracking import connect
 
 # Of the largest class to the smallest: less is common, and matters little.
 NOTED_IMBALANCE = 3
+# How Ray names the folders that it unpacks a job's --working-dir into.
+JOB_COPY = "_ray_pkg_"
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,28 @@ def imbalance_note(study: Study, splits: DataSplits) -> str | None:
         f"The largest class has {ratio:.1f} times the training images of the smallest: think of "
         "recipe.class_weights=balanced and objective.metric=val_macro_f1."
     )
+
+
+def job_note(study: Study, tracking_uri: str) -> str | None:
+    """What is lost with the folder that a Ray job runs in, Ray's copy of the user's; None if nothing is.
+
+    Args:
+        study: its storage is looked at.
+        tracking_uri: of the tracking store.
+    """
+    store = sqlite_file(tracking_uri)
+    places = {"storage.path": Path(study.storage.path)} | ({"the tracking store": store} if store else {})
+    lost = [f"{what} ({place.resolve()})" for what, place in places.items() if _in_a_job_s_copy(place)]
+    if not lost:
+        return None
+    return (
+        f"{' and '.join(lost)} {'lie' if len(lost) > 1 else 'lies'} in the copy of your folder that Ray made for this "
+        "job, and will go with it: name places outside of it that all nodes see."
+    )
+
+
+def _in_a_job_s_copy(place: Path) -> bool:
+    return any(part.startswith(JOB_COPY) for part in place.resolve().parts)
 
 
 def preset_note(study: Study) -> str | None:

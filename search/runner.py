@@ -37,7 +37,7 @@ from .parent_run import FIGURES, open_parent_run
 from .places import JOURNAL_FILE, new_search_name, tracking_uri
 from .plan import Plan, most_repeats
 from .points import point_of
-from .preflight import check_study, imbalance_note, preset_note
+from .preflight import check_study, imbalance_note, job_note, preset_note
 from .preparation import Preparation, prepare, study_data
 from .ray_session import ray_session
 from .ray_watch import ray_watched
@@ -126,7 +126,7 @@ def run_search(
     say_own_code(study, view)
     enqueued = [point_of(point, study) for point in points]
     checked = check_study(study, uri, address)
-    view.notes(preset_note(study), imbalance_note(study, checked.splits))
+    view.notes(preset_note(study), imbalance_note(study, checked.splits), job_note(study, uri))
     view.say(_announcement(name, study, estimate(study, checked)))
     with ray_session(address):
         check_nodes(study, lambda: checked.splits)

@@ -13,7 +13,8 @@ from hintsearch.models.weights import save_weights
 from hintsearch.models.zoo import ModelSpec, build_model
 from hintsearch.search.estimate import TIMED_SECONDS, estimate
 from hintsearch.search.node_checks import waiting_note
-from hintsearch.search.preflight import check_can_be_sent, check_study, check_without_data, imbalance_note
+from hintsearch.search.places import tracking_uri
+from hintsearch.search.preflight import check_can_be_sent, check_study, check_without_data, imbalance_note, job_note
 from hintsearch.search.study import Study
 from numpy.typing import NDArray
 
@@ -287,3 +288,27 @@ def test_trials_that_wait_for_a_cluster_to_grow_are_told(studied: Callable[..., 
     note = waiting_note(studied(f"resources.cpus_per_trial={cpus}", "resources.concurrent_trials=1"))
     said = "No node has 5 CPUs and 0 GPUs at present: trials wait until the cluster has grown by one that has."
     assert note == (said if waits else None)
+
+
+@pytest.mark.parametrize(
+    ("storage", "store", "said"),
+    [
+        ("results", "sqlite:///mlflow.db", "{here}/results) and the tracking store ({here}/mlflow.db) lie in the copy"),
+        ("results", "http://mlflow:5000", "{here}/results) lies in the copy of your folder that Ray made for this job"),
+        ("/shared/results", "sqlite:///mlflow.db", "the tracking store ({here}/mlflow.db) lies in the copy"),
+    ],
+)
+def test_results_that_go_with_a_ray_job_are_told(
+    studied: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: str, store: str, said: str
+) -> None:
+    here = tmp_path / "working_dir_files" / "_ray_pkg_77d2e2a990f86d2b"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    note = job_note(studied(f"storage.path={storage}"), tracking_uri(store, None))
+    assert note is not None
+    assert said.format(here=here) in note
+
+
+def test_results_outside_of_a_ray_job_are_told_nothing_of(studied: Callable[..., Study]) -> None:
+    assert job_note(studied("storage.path=/shared/results"), "http://mlflow:5000") is None
+    assert job_note(studied(), tracking_uri(None, None)) is None
