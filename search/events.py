@@ -213,7 +213,12 @@ class TrialHistory:
     checkpoint: Checkpointed | None = None
     finished: Finished | None = None
     run_id: str | None = None
-    retries: int = 0
+    retried: Retried | None = None
+
+    @property
+    def retries(self) -> int:
+        """How often it was begun again."""
+        return self.retried.attempt if self.retried else 0
 
     @property
     def number(self) -> int:
@@ -275,7 +280,7 @@ class History:
             case Checkpointed():
                 self._trial(event.number).checkpoint = event
             case Retried():
-                self._trial(event.number).retries = event.attempt
+                self._trial(event.number).retried = event
             case Finished():
                 self._trial(event.number).finished = event
             case Tracked(number=0):

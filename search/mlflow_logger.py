@@ -218,8 +218,7 @@ class MlflowLogger:
             self._tracked.log_epochs(self._open(reports[0].number), figures)
 
     def _retry(self, event: Retried) -> None:
-        # `error` is of trials that failed for good.
-        self._tracked.tag(self._open(event.number), {"retries": str(event.attempt), "retry.error": event.error})
+        self._tracked.tag(self._open(event.number), _retry_tags(event))
 
     def _finish(self, event: Finished) -> None:
         run_id = self._open(event.number)
@@ -235,8 +234,8 @@ class MlflowLogger:
         run_id = self._open(trial.number)
         if self._tracked.is_closed(run_id):
             return
-        if trial.retries:
-            self._tracked.tag(run_id, {"retries": str(trial.retries)})
+        if trial.retried is not None:
+            self._tracked.tag(run_id, _retry_tags(trial.retried))
         there = self._tracked.logged_epochs(run_id, EPOCH)
         milliseconds = round(time.time() * 1000)
         self._report([_Report(trial.reports[epoch], milliseconds) for epoch in sorted(set(trial.reports) - there)])
@@ -244,6 +243,11 @@ class MlflowLogger:
             self._finish(trial.finished)
         else:
             self._tracked.set_running(run_id)
+
+
+def _retry_tags(event: Retried) -> dict[str, str]:
+    # `error` is of trials that failed for good.
+    return {"retries": str(event.attempt), "retry.error": event.error}
 
 
 def parameters_for_mlflow(suggested: Suggested) -> dict[str, Any]:

@@ -515,6 +515,8 @@ def test_retries_of_which_nothing_was_logged_are_filled_in(
         log.record(event)
     assert attach(resumed()).close(interrupted=False) == 0
     assert runs()[number].data.tags.get("retries") == "1"
+    (why,) = (event.error for event in retried if isinstance(event, Retried) and event.number == number)
+    assert runs()[number].data.tags.get("retry.error") == why
 
 
 def test_traceback_of_which_nothing_was_logged_is_filled_in(
