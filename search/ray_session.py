@@ -43,8 +43,8 @@ def ray_session(address: str | None) -> Iterator[None]:
         reason = str(error).splitlines()[0]
         if answers:
             raise InputError(
-                f"what answers at {place} lets nobody in ({reason}); a Ray cluster may ask for its token, in "
-                "RAY_AUTH_TOKEN with RAY_AUTH_MODE=token, and for its own version of Ray"
+                f"what answers at {place} lets nobody in ({reason}); a Ray cluster may ask for its token, which "
+                "docs/cluster.md says how to give, and for its own version of Ray"
             ) from error
         raise InputError(f"there is no Ray cluster at {place} ({reason}); leave --address out to start one") from error
     except Exception as error:
