@@ -58,12 +58,13 @@ def ray_session(address: str | None) -> Iterator[None]:
         # Ray puts a handler of its own in, which would end the process before anything is saved.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
-    try:
-        # Ray writes what it has to say of a worker that died to standard output, which may be for one JSON document.
-        with redirect_stdout(sys.stderr):
+    # Ray writes what it has to say of a worker that died to standard output, which may be for one JSON document, and
+    # some of it when it is shut down.
+    with redirect_stdout(sys.stderr):
+        try:
             yield
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
 
 
 def _answers(place: str) -> bool | None:
