@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 from processes import TINY_STUDY, CommandLine, Ended, Family, ended, journal_events
+from ray_cluster import RayCluster
 
 # More epochs than the tiny study's trials have, so that a signal finds them in the middle, but each of them shorter.
 SMALL_STUDY: dict[str, Any] = {
@@ -69,18 +70,25 @@ class DisturbedSearch:
         name: of the search.
         study: what to search.
         options: of the command line, at every start.
+        cluster: where it runs; None: on a Ray of its own.
     """
 
     def __init__(
-        self, folder: Path, cache: Path, name: str, study: dict[str, Any] | None = None, options: Sequence[str] = ()
+        self,
+        folder: Path,
+        cache: Path,
+        name: str,
+        study: dict[str, Any] | None = None,
+        options: Sequence[str] = (),
+        cluster: RayCluster | None = None,
     ) -> None:
         self.folder, self.name, self.study_file = folder, name, f"{name}.yaml"
         if not (folder / self.study_file).exists():
             (folder / self.study_file).write_text(yaml.safe_dump(study or SMALL_STUDY, sort_keys=False))
         self.results = folder / "results" / name
         self._journal = str(self.results / "journal.jsonl")
-        self.command_line = CommandLine(cache, console_script=True)
-        self._options = list(options)
+        self.command_line = CommandLine(cache, console_script=True, environment=cluster and cluster.environment)
+        self._options = [*options, *(["--address", cluster.address] if cluster else [])]
 
     @property
     def store(self) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from disturbances import HANGS_S, DisturbedSearch, Undisturbed
 from processes import Ended, wait_for
+from ray_cluster import RayCluster, ray_cluster
 
 # One that waits, while the others wait for the teacher; then the longest: begun last, each would be waited for alone.
 FIRST = ("test_late_ray", "test_dead_tracking_server", "test_stopped_driver", "test_killed_driver", "test_full_disk")
@@ -61,6 +62,13 @@ def undisturbed(running_reference: tuple[DisturbedSearch, Path]) -> Undisturbed:
     assert how.code == 0, how.err
     assert len(json.loads(how.out)["trials"]) > 0
     return Undisturbed(search.results, search.events(), how)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayCluster]:
+    """A Ray of one node that searches come to and leave."""
+    with ray_cluster(cpus=2) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,7 @@
 """A whole node dies in the middle of a trial that runs there: a real cluster of two, all processes of one killed."""
 
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from disturbances import (
@@ -18,7 +16,8 @@ from disturbances import (
     trial_processes,
 )
 from mlflow.tracking import MlflowClient
-from processes import Ended, ended
+from processes import Ended, Family, ended
+from ray_cluster import RayCluster, ray_cluster
 from search_records import (
     journaled_trials,
     missing_epochs,
@@ -28,7 +27,6 @@ from search_records import (
     statuses,
     wrong_decisions,
 )
-from two_nodes import TwoNodes
 
 STUDY = {**SMALL_STUDY, "resources": {"concurrent_trials": 2}}
 
@@ -51,27 +49,29 @@ class Orphaned:
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[TwoNodes]:
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        nodes = TwoNodes(Path(folder))
-        yield nodes
-        nodes.close()
+def cluster() -> Iterator[RayCluster]:
+    with ray_cluster() as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")
-def orphaned(new_search: Callable[..., DisturbedSearch], nodes: TwoNodes) -> Orphaned:
-    search = new_search("orphaned", study=STUDY, options=["--address", nodes.address])
-    search.command_line.environment.update(nodes.environment)
+def second(cluster: RayCluster) -> Family:
+    return cluster.add()
+
+
+@pytest.fixture(scope="module")
+def orphaned(new_search: Callable[..., DisturbedSearch], cluster: RayCluster, second: Family) -> Orphaned:
+    search = new_search("orphaned", study=STUDY, cluster=cluster)
     process = search.start()
 
     def both_train(events: list[Event]) -> bool:
         """Whether two trials are in their middle, one on each node."""
         trials = journaled_trials(events)
         amid = [n for n, trial in trials.items() if trial.outcome is None and 1 <= max(trial.reports, default=0) <= 6]
-        return len(amid) == 2 and all(trial_processes(node) for node in (nodes.head, nodes.second))
+        return len(amid) == 2 and all(trial_processes(node) for node in (cluster.head, second))
 
     before = search.wait(process, both_train)
-    nodes.second.kill()
+    second.kill()
     how = ended(process, HANGS_S)
     return Orphaned(search, how, before, search.events())
 

@@ -1,4 +1,7 @@
-"""The MLflow server dies by SIGKILL: in the middle, before a Ctrl-C, before the end."""
+"""The MLflow server dies by SIGKILL: in the middle, before a Ctrl-C, before the end.
+
+On a Ray that was there before and stays, as a cluster's: each leg comes to it as a driver of its own.
+"""
 
 import os
 import signal
@@ -9,6 +12,7 @@ from dataclasses import dataclass
 import pytest
 from disturbances import HANGS_S, NUMBERS, DisturbedSearch, Leg, Undisturbed, finished, reported, suggested
 from processes import Ended, ended
+from ray_cluster import RayCluster
 from search_records import (
     Records,
     comparable,
@@ -62,8 +66,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrackingServer]
 
 
 @pytest.fixture(scope="module")
-def untracked(new_search: Callable[..., DisturbedSearch], server: TrackingServer) -> Untracked:
-    search = new_search("untracked", options=["--tracking", server.uri])
+def untracked(new_search: Callable[..., DisturbedSearch], server: TrackingServer, cluster: RayCluster) -> Untracked:
+    search = new_search("untracked", options=["--tracking", server.uri], cluster=cluster)
     process = search.start()
     search.wait(process, reported(2, 2))
     server.kill()
@@ -79,7 +83,7 @@ def untracked(new_search: Callable[..., DisturbedSearch], server: TrackingServer
 
     stopped = search.disturb(suggested(ADDED), stop_without_server, "--extend", "1")
     server.start()
-    unsent = search.disturb(reported(ADDED, 4), lambda _: server.kill(), "--resume")
+    unsent = search.disturb(reported(ADDED, 2), lambda _: server.kill(), "--resume")
     server.start()
     last = search.finish("--resume")
     all_logged, all_runs = records(server.client, "tiny", "untracked"), statuses(server.client, "tiny")
@@ -103,11 +107,11 @@ def test_trap_14_no_run_is_left_running_when_the_server_is_back(untracked: Untra
 
 @pytest.mark.parametrize("leg", ["stopped", "unsent"])
 def test_trap_14_a_search_that_ends_without_its_server_exits_3_and_says_how_to_send_the_rest(
-    untracked: Untracked, leg: str
+    untracked: Untracked, cluster: RayCluster, leg: str
 ) -> None:
     ended = getattr(untracked, leg).ended
     assert ended.code == 3, ended.err
-    assert "search untracked.yaml --name untracked --resume" in ended.err
+    assert f"search untracked.yaml --address {cluster.address} --name untracked --resume" in ended.err
     assert "none is lost" in ended.err
     assert "Traceback" not in ended.err
 

@@ -1,15 +1,28 @@
-"""Two searches at once, launched in the same second from one folder, on one sqlite store that neither has made yet."""
+"""Two searches at once, of one folder and one Ray, on one sqlite store that neither has made yet.
 
+One of them is resumed by mistake while it is running, from another terminal.
+"""
+
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
-from disturbances import HANGS_S, NUMBERS, SMALL_STUDY, DisturbedSearch, Undisturbed
+from disturbances import HANGS_S, NUMBERS, SMALL_STUDY, DisturbedSearch, Event, Undisturbed, reported
 from mlflow.tracking import MlflowClient
 from processes import Ended, ended
-from search_records import comparable, journaled_trials, records, records_by_journal, statuses
+from ray_cluster import RayCluster
+from search_records import (
+    comparable,
+    journaled_trials,
+    missing_epochs,
+    records,
+    records_by_journal,
+    repeated_events,
+    statuses,
+)
 
 MINIMISED = {**SMALL_STUDY, "objective": {"metric": "val_loss", "direction": "minimize"}}
 
@@ -21,10 +34,14 @@ class Both:
     Attributes:
         searches: where they lie, by name.
         ended: how they ended.
+        mistaken: how the resume of `up` ended that was made while it was running.
+        meanwhile: the journal of `up` then.
     """
 
     searches: dict[str, DisturbedSearch]
     ended: dict[str, Ended]
+    mistaken: Ended
+    meanwhile: list[Event]
 
     def client(self) -> MlflowClient:
         """On their common store."""
@@ -32,17 +49,36 @@ class Both:
 
 
 @pytest.fixture(scope="module")
-def both(new_search: Callable[..., DisturbedSearch]) -> Both:
-    up = new_search("up")
-    searches = {"up": up, "down": new_search("down", up.folder, study=MINIMISED)}
+def both(new_search: Callable[..., DisturbedSearch], cluster: RayCluster) -> Both:
+    up = new_search("up", cluster=cluster)
+    searches = {"up": up, "down": new_search("down", up.folder, study=MINIMISED, cluster=cluster)}
     running = {name: search.start() for name, search in searches.items()}
-    return Both(searches, {name: ended(process, HANGS_S) for name, process in running.items()})
+    up.wait(running["up"], reported(1, 1))
+    # It holds its place while it stands still, so that it cannot be over before the second one has looked.
+    running["up"].send_signal(signal.SIGSTOP)
+    mistaken = up.finish("--resume")
+    meanwhile = up.events()
+    running["up"].send_signal(signal.SIGCONT)
+    return Both(searches, {name: ended(process, HANGS_S) for name, process in running.items()}, mistaken, meanwhile)
 
 
 @pytest.mark.parametrize("name", ["up", "down"])
 def test_trap_13_both_searches_finish_on_a_store_that_neither_had_made(both: Both, name: str) -> None:
     assert both.ended[name].code == 0, both.ended[name].err
     assert sorted(journaled_trials(both.searches[name].events())) == NUMBERS
+
+
+def test_a_running_search_is_not_resumed_beside_itself(both: Both) -> None:
+    assert both.mistaken.code == 2
+    (line,) = both.mistaken.err.strip().splitlines()
+    assert "up is running" in line
+
+
+def test_the_running_search_is_not_disturbed(both: Both) -> None:
+    assert journaled_trials(both.meanwhile)[1].outcome is None, "the resume came too late"
+    events = both.searches["up"].events()
+    assert repeated_events(events) == []
+    assert missing_epochs(events) == {}
 
 
 @pytest.mark.parametrize("name", ["up", "down"])

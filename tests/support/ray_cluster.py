@@ -1,0 +1,85 @@
+"""A real Ray cluster on this machine that is there before a command and after it, by `ray start`."""
+
+import os
+import secrets
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from processes import Family, ended, wait_for
+
+
+class RayCluster:
+    """A head, and nodes that come and go; each is a family of processes of its own.
+
+    Args:
+        folder: short, for Ray keeps its sockets there.
+        cpus: of the head.
+    """
+
+    def __init__(self, folder: Path, cpus: int = 1) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        # What a driver needs to join.
+        self.environment = {
+            "RAY_TMPDIR": str(folder),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            # As in the command line's own Ray: no worker is started that nothing asks for.
+            "RAY_prestart_worker_first_driver": "0",
+        }
+        self.address = f"127.0.0.1:{port}"
+        self._folder = folder
+        self._nodes: list[Family] = []
+        self.head = self._start("--head", f"--port={port}", "--include-dashboard=false", f"--num-cpus={cpus}")
+
+    def add(self, cpus: int = 1, inside: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> Family:
+        """A further node.
+
+        Args:
+            cpus: of the node.
+            inside: words that start the node's command inside of something, such as another mount namespace.
+            environment: further variables of the node.
+        """
+        return self._start(f"--address={self.address}", f"--num-cpus={cpus}", inside=inside, environment=environment)
+
+    def remove(self, node: Family) -> None:
+        """The node leaves as one that is shut down: the head is told, and need not find out."""
+        raylets = [number for number, command in node.commands().items() if "/raylet/raylet" in command.split(" ")[0]]
+        for raylet in raylets:
+            os.kill(raylet, signal.SIGTERM)
+        wait_for(lambda: not set(raylets) & set(node.processes()), 30)
+        node.kill()
+        self._nodes.remove(node)
+
+    def close(self) -> None:
+        """Ends what is left of it."""
+        for node in reversed(self._nodes):
+            node.kill()
+
+    def _start(self, *options: str, inside: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> Family:
+        node = Family({**self.environment, **(environment or {})})
+        self._nodes.append(node)
+        command = [*inside, sys.executable, "-m", "ray.scripts.scripts", "start", *options]
+        how = ended(node.spawn(command, self._folder))
+        if how.code:
+            self.close()
+            raise RuntimeError(f"a node did not start: {how}")
+        return node
+
+
+@contextmanager
+def ray_cluster(cpus: int = 1) -> Iterator[RayCluster]:
+    """A cluster for a while, in a folder of its own."""
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        cluster = RayCluster(Path(folder), cpus)
+        try:
+            yield cluster
+        finally:
+            cluster.close()
