@@ -124,14 +124,16 @@ def search(
     """Search for the best hint points, losses and weights."""
     from .export import load_hints
     from .places import new_search_name
-    from .resuming import check_unchanged, existing_search, resume_command
+    from .resuming import check_no_search, check_unchanged, existing_search, resume_command
     from .runner import resume_search, run_search
     from .study import load_study
     from .view import View
 
     view = View(as_json)
-    loaded = load_study(study or DEFAULT_STUDY, overrides or ())
     goes_on = resume or extend is not None
+    if goes_on and study is not None and name is None:
+        check_no_search(study)
+    loaded = load_study(study or DEFAULT_STUDY, overrides or ())
     if goes_on:
         name = existing_search(name or loaded.name, loaded.storage.path)
         if study is not None or overrides:

@@ -13,6 +13,8 @@ from .events import Began, event_from_dict
 from .journal import read_journal
 from .places import JOURNAL_FILE
 from .study import Study
+from .study_file import study_names
+from .study_sections import StorageSection
 
 
 def existing_search(name: str, storage: str) -> str:
@@ -41,6 +43,13 @@ def _study_name(journal: Path) -> str | None:
     except (ValueError, AttributeError):
         return None
     return str(began.study.get("name")) if isinstance(began, Began) else None
+
+
+def check_no_search(study: str) -> None:
+    """Raises `InputError` where what is given as a study is none, but the name of a search in the default folder."""
+    is_study = Path(study).is_file() or study in study_names()
+    if not is_study and (Path(StorageSection().path) / study / JOURNAL_FILE).is_file():
+        raise InputError(f"{study} is a search, not a study; give it by --name {study}")
 
 
 def check_unchanged(name: str, study: Study) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hintsearch.models.errors import InputError
 from hintsearch.search.events import Began
 from hintsearch.search.journal import SearchLog
-from hintsearch.search.resuming import check_unchanged, existing_search, resume_command
+from hintsearch.search.resuming import check_no_search, check_unchanged, existing_search, resume_command
 from hintsearch.search.study import Study
 
 
@@ -51,6 +51,22 @@ def test_unknown_search_names_the_nearest(launch: Callable[..., None], tmp_path:
 def test_storage_without_searches_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"there is no search 'mine' in .*; start one without --resume"):
         existing_search("mine", str(tmp_path))
+
+
+def test_search_in_the_place_of_a_study_is_said_how_to_name(
+    launch: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch("mine")
+    launch("digits")
+    (tmp_path / "start").mkdir()
+    (tmp_path / "start" / "results").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path / "start")
+    with pytest.raises(InputError, match=r"^mine is a search, not a study; give it by --name mine$"):
+        check_no_search("mine")
+    check_no_search("digits")  # both: the study is meant
+    check_no_search("unknown")
+    Path("mine").write_text("name: mine")
+    check_no_search("mine")
 
 
 def test_study_of_the_journal_may_be_given_again(
