@@ -6,7 +6,7 @@ generator's state. No worker processes.
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from ..models.preprocessing import InputTransform, Preprocessing
 from .crops import random_boxes, resized_boxes
 from .seeding import derived_seed
 from .splits import ImageSet
+from .workers import ALONE, Workers
 
 # Bytes of pixels that are augmented at once: what stays in a CPU's cache; on a GPU, enough to keep it busy.
 CPU_BLOCK = 3 * 2**19
@@ -23,8 +24,21 @@ GPU_BLOCK = 2**26
 
 
 @dataclass(frozen=True)
+class Samples:
+    """Which images a batch holds.
+
+    Attributes:
+        indices: int64 [B], positions in the data set.
+        labels: int64 [B].
+    """
+
+    indices: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
 class Batch:
-    """One batch.
+    """One batch, or one worker's share of it.
 
     Attributes:
         images: float32 [B, C, H, W], what the student takes.
@@ -32,12 +46,14 @@ class Batch:
         indices: int64 [B], positions in the data set.
         teacher_images: float32 [B, C, H', W'], the same images as the teacher takes them; the very tensor `images`
             where both take the same.
+        whole: the images of the whole batch, of which these are a worker's share; None: these are all.
     """
 
     images: Tensor
     labels: Tensor
     indices: Tensor
     teacher_images: Tensor
+    whole: Samples | None = None
 
     def part(self, start: int, stop: int) -> "Batch":
         """The images from `start` to before `stop`; the batch itself if these are all."""
@@ -46,7 +62,7 @@ class Batch:
         which = slice(start, stop)
         ours = self.images[which]
         theirs = ours if self.teacher_images is self.images else self.teacher_images[which]
-        return Batch(ours, self.labels[which], self.indices[which], theirs)
+        return Batch(ours, self.labels[which], self.indices[which], theirs, self.whole)
 
 
 @dataclass(frozen=True)
@@ -78,14 +94,23 @@ class Batches(ABC):
         """Images."""
 
     @abstractmethod
-    def epoch(self, epoch: int, batch_size: int, data_seed: int, augmentation: Augmentation) -> Iterator[Batch]:
+    def epoch(
+        self,
+        epoch: int,
+        batch_size: int,
+        data_seed: int,
+        augmentation: Augmentation,
+        workers: Workers = ALONE,
+    ) -> Iterator[Batch]:
         """All images once, shuffled and augmented.
 
         Args:
             epoch: 1-based.
-            batch_size: images a batch; a last batch of one image is joined to the one before (batch norm needs two).
+            batch_size: images a batch; a last batch of less than two a worker, which batch norm needs, is joined to
+                the one before.
             data_seed: decides order and augmentation together with the epoch.
             augmentation: what happens to each image.
+            workers: of whose batches this process's share is wanted.
         """
 
     @abstractmethod
@@ -93,21 +118,21 @@ class Batches(ABC):
         """Ends what reads the images; the batches already given stay."""
 
     @abstractmethod
-    def _unchanged(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
+    def _unchanged(self, order: Tensor, batch_size: int, workers: Workers) -> Iterator[Batch]:
         """The images `order` [n], without augmentation."""
 
-    def batch_count(self, batch_size: int) -> int:
+    def batch_count(self, batch_size: int, workers: Workers = ALONE) -> int:
         """Batches an epoch, if every image can be read."""
-        return len(batch_bounds(len(self), batch_size))
+        return len(batch_bounds(len(self), batch_size, workers))
 
-    def in_order(self, batch_size: int) -> Iterator[Batch]:
+    def in_order(self, batch_size: int, workers: Workers = ALONE) -> Iterator[Batch]:
         """All images once, unchanged, in their own order."""
-        return self._unchanged(torch.arange(len(self)), batch_size)
+        return self._unchanged(torch.arange(len(self)), batch_size, workers)
 
-    def fixed_batches(self, count: int, batch_size: int, seed: int) -> list[Batch]:
+    def fixed_batches(self, count: int, batch_size: int, seed: int, workers: Workers = ALONE) -> list[Batch]:
         """`count` unaugmented batches (fewer if the images run out), the same for the same seed."""
         order = torch.randperm(len(self), generator=seeded_generator("fixed", seed, 0))[: count * batch_size]
-        return list(self._unchanged(order, batch_size))
+        return list(self._unchanged(order, batch_size, workers))
 
 
 class DeviceImages(Batches):
@@ -148,23 +173,29 @@ class DeviceImages(Batches):
     def close(self) -> None:
         """Nothing to end: all images are there."""
 
-    def epoch(self, epoch: int, batch_size: int, data_seed: int, augmentation: Augmentation) -> Iterator[Batch]:
+    def epoch(
+        self,
+        epoch: int,
+        batch_size: int,
+        data_seed: int,
+        augmentation: Augmentation,
+        workers: Workers = ALONE,
+    ) -> Iterator[Batch]:
         """All images once, shuffled and augmented (see `Batches`)."""
         generator = seeded_generator("epoch", data_seed, epoch)
         order = torch.randperm(len(self), generator=generator).to(self.device)
         draw = EpochDraw(len(self), _size(self.images), augmentation, generator, self.device)
-        for bounds in self._blocks(batch_bounds(len(self), batch_size)):
-            start, stop = bounds[0][0], bounds[-1][1]
-            indices = order[start:stop]
+        for bounds in self._blocks(batch_bounds(len(self), batch_size, workers)):
+            batches = [order[start:stop] for start, stop in bounds]
+            indices = torch.cat([workers.share(batch) for batch in batches])
             # The n-th image of the data set has the n-th draw, whatever the order and the blocks.
-            pixels = draw.augmented(self.images[indices], indices)
-            yield from self._maker.cut(pixels, indices, [(a - start, b - start) for a, b in bounds])
+            yield from self._maker.cut(draw.augmented(self.images[indices], indices), batches, workers)
 
-    def _unchanged(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
+    def _unchanged(self, order: Tensor, batch_size: int, workers: Workers) -> Iterator[Batch]:
         order = order.to(self.device)
-        for start, stop in batch_bounds(len(order), batch_size):
-            indices = order[start:stop]
-            yield from self._maker.cut(self.images[indices], indices, [(0, stop - start)])
+        for start, stop in batch_bounds(len(order), batch_size, workers):
+            batch = order[start:stop]
+            yield from self._maker.cut(self.images[workers.share(batch)], [batch], workers)
 
     def _blocks(self, bounds: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
         """Whole batches that are made together."""
@@ -189,22 +220,32 @@ class BatchMaker:
         self._as_student = InputTransform(preprocessing, labels.device)
         self._as_teacher = None if teacher in (None, preprocessing) else InputTransform(teacher, labels.device)
 
-    def cut(self, pixels: Tensor, indices: Tensor, bounds: list[tuple[int, int]]) -> Iterator[Batch]:
-        """Normalises the pixels uint8 [n, C, H, W] of the images `indices` [n] and cuts them into batches."""
+    def cut(self, pixels: Tensor, batches: Sequence[Tensor], workers: Workers = ALONE) -> Iterator[Batch]:
+        """Normalises pixels and cuts them into batches.
+
+        Args:
+            pixels: uint8 [n, C, H, W], of this process's share of all batches.
+            batches: indices of each whole batch.
+            workers: of whose batches the pixels are a share.
+        """
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         images = self._as_student(pixels)
         for_teacher = images if self._as_teacher is None else self._as_teacher(pixels)
-        labels = self._labels[indices]
-        for start, stop in bounds:
+        start = 0
+        for indices in batches:
+            whole = Samples(indices, self._labels[indices])
+            own = workers.share(indices)
+            stop = start + len(own)
             ours = images[start:stop]
             theirs = ours if for_teacher is images else for_teacher[start:stop]
-            yield Batch(ours, labels[start:stop], indices[start:stop], theirs)
+            yield Batch(ours, workers.share(whole.labels), own, theirs, None if workers.alone else whole)
+            start = stop
 
 
-def batch_bounds(count: int, batch_size: int) -> list[tuple[int, int]]:
-    """Where each batch starts and stops; never a last batch of one image, unless there is but one."""
+def batch_bounds(count: int, batch_size: int, workers: Workers = ALONE) -> list[tuple[int, int]]:
+    """Where each batch starts and stops; never a last batch of less than two images a worker, unless it is the only."""
     starts = list(range(0, count, batch_size))
-    if len(starts) > 1 and count - starts[-1] == 1:
+    if len(starts) > 1 and count - starts[-1] < 2 * workers.size:
         starts.pop()
     return list(zip(starts, [*starts[1:], count], strict=True))
 

@@ -39,7 +39,7 @@ class ContrastiveRepresentationDistillation(HintLoss):
     embeddings, the old ones with a momentum of 0.5.
     """
 
-    draws = True
+    draws = couples = True
     kept = ("student_memory", "teacher_memory", "partitions", "_by_class", "_class_start", "_class_size")
     VALUES, NEGATIVES, TEMPERATURE, MOMENTUM = 128, 16384, 0.07, 0.5
 

@@ -38,14 +38,15 @@ class Halving:
         device: whose memory it takes.
         fewest: images that a half must have; smaller batches stay whole. Batch norm knows no spread of a single image,
             so in training it is 2.
+        possible: whether batches can be halved at all; of several workers each would wait for the others' halves.
 
     Attributes:
         halved: whether it is so.
     """
 
-    def __init__(self, what: str, device: torch.device, fewest: int = 1) -> None:
+    def __init__(self, what: str, device: torch.device, fewest: int = 1, possible: bool = True) -> None:
         self.halved = False
-        self._what, self._device, self._fewest = what, device, fewest
+        self._what, self._device, self._fewest, self._possible = what, device, fewest, possible
 
     @property
     def parts(self) -> int:
@@ -81,7 +82,7 @@ class Halving:
                     raise
                 said = reason(error)
             # Here, where the error is gone, and with it what its frames held.
-            if was_halved or images < 2 * self._fewest:
+            if was_halved or images < 2 * self._fewest or not self._possible:
                 raise self._exhausted(images, said)
             if undo is not None:
                 undo()
@@ -94,7 +95,9 @@ class Halving:
         return self.run(images, lambda: [work(batch.part(*bounds)) for bounds in self.bounds(images)])
 
     def _exhausted(self, images: int, said: str) -> OutOfDeviceMemoryError:
-        if images < 2 * self._fewest:
+        if not self._possible:
+            tried = f"its share of a batch, {images} images, is not halved, for the other workers would wait"
+        elif images < 2 * self._fewest:
             tried = f"a batch of {images} images is too small to be halved"
         else:
             tried = f"a batch of {images} images does not fit in halves of {(images + 1) // 2} either"

@@ -25,7 +25,8 @@ def evaluate(
         model: images [B, C, H, W] → logits [B, classes].
         data: the split.
         batch_size: images a forward pass.
-        execution: how it runs; None: in float32.
+        execution: how it runs, and with which workers, each of which has a share of the images and gets the figures of
+            all; None: in float32, alone.
         as_teacher: whether it takes the images as the teacher does.
         halving: whether batches are computed in halves; None: only if this evaluation runs out of memory.
 
@@ -47,12 +48,13 @@ def evaluate(
 
     loss = torch.zeros((), device=data.device)
     confusion: Tensor | None = None
-    for batch in data.in_order(batch_size):
+    for batch in data.in_order(batch_size, execution.workers):
         for entropy, cells in halving.each(batch, judged):
             loss += entropy
             confusion = cells if confusion is None else confusion + cells
     model.train(was_training)
     assert confusion is not None
+    execution.workers.add([loss, confusion])
     classes = math.isqrt(len(confusion))
     table = confusion.view(classes, classes).double()
     right, labelled, predicted = table.diagonal(), table.sum(dim=1), table.sum(dim=0)

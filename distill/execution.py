@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from ..models.errors import InputError, nearest
+from .workers import ALONE, Workers
 
 Precision = Literal["fp32", "bf16"]
 DEVICES = ("cpu", "cuda")
@@ -23,6 +24,7 @@ class Execution:
         precision: `bf16` runs both networks under autocast; losses, weights and optimizer stay float32.
         compile: `off`; `default` for torch.compile; `reduce-overhead` for torch.compile with CUDA graphs.
         fold_teacher: the teacher's batch norms are folded into its convolutions.
+        workers: the processes that train together, each on its share of a batch.
 
     Raises:
         InputError: an unknown device, precision or compile mode.
@@ -32,6 +34,7 @@ class Execution:
     precision: str = "fp32"
     compile: str = "off"
     fold_teacher: bool = True
+    workers: Workers = ALONE
 
     def __post_init__(self) -> None:
         for name, value, options in (

@@ -79,7 +79,9 @@ def warm_up(trainings: Sequence[StudentTraining], setting: WarmupSetting, steppi
             rows = stepping.epoch(PURPOSE, epoch, teacher, lambda _: 0.0, [partial(_step, one) for one in present])
             for found, depth, row in zip(metrics, depths, rows, strict=True):
                 if depth:
-                    found[f"warmup_loss_{depth}"] = _mean(row, depth)
+                    losses = torch.stack(row)
+                    setting.execution.workers.add([losses])
+                    found[f"warmup_loss_{depth}"] = _mean(losses, depth)
     finally:
         for warmup in warmups:
             if warmup:
@@ -87,6 +89,7 @@ def warm_up(trainings: Sequence[StudentTraining], setting: WarmupSetting, steppi
     seconds = time.perf_counter() - started
     for training, found in zip(trainings, metrics, strict=True):
         if found:
+            training.end_epoch()
             training.begin_main_stage()
             found["warmup_seconds"] = seconds
     return metrics
@@ -115,8 +118,8 @@ def _step(warmup: WarmupTraining | None, given: Given) -> Tensor:
     return warmup.step(given.batch, given.taught)
 
 
-def _mean(losses: Sequence[Tensor], depth: int) -> float:
-    mean = torch.stack(list(losses)).double().mean().item()
+def _mean(losses: Tensor, depth: int) -> float:
+    mean = losses.double().mean().item()
     if not math.isfinite(mean):
         raise NonFiniteLossError(
             f"the warm-up's loss of hint point {depth} is {mean:.4g}; lower warmup.lr, or set recipe.clip_norm"

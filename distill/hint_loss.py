@@ -8,6 +8,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from ..models.registry import Registry
+from .batches import Samples
 
 
 @dataclass(frozen=True)
@@ -17,19 +18,6 @@ class FeatureShape:
     channels: int
     height: int
     width: int
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Which images a batch holds.
-
-    Attributes:
-        indices: int64 [B], positions in the training split.
-        labels: int64 [B].
-    """
-
-    indices: Tensor
-    labels: Tensor
 
 
 @dataclass(frozen=True)
@@ -54,6 +42,8 @@ class _AnyHintLoss(nn.Module):
         pre_activation: of which networks, "student" and "teacher", it reads layers before the activation that ends
             them, where one does.
         draws: whether it reads torch's global generator; students with such a loss are trained one by one.
+        couples: whether the loss of an image depends on the other images of its batch: of several workers each then
+            compares the whole batch, whose features they send each other after the adapters.
         remembers: whether it may keep something of the batch it sees. Off while a batch may be looked at several
             times: of the passes over one batch, the same tensor of indices, the first is then what `catch_up` keeps.
         kept: names of its own buffers that no pass writes to while it does not remember; they may be large.
@@ -61,6 +51,7 @@ class _AnyHintLoss(nn.Module):
 
     pre_activation: tuple[str, ...] = ()
     draws = False
+    couples = False
     kept: tuple[str, ...] = ()
 
     def __init__(self) -> None:

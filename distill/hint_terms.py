@@ -50,22 +50,42 @@ class HintTerm(nn.Module):
         return self.pairs[0].weight
 
     def forward(
-        self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], samples: Samples, execution: Execution
+        self,
+        student: Mapping[str, Tensor],
+        teacher: Mapping[str, Tensor],
+        samples: Samples,
+        execution: Execution,
+        whole: Samples | None = None,
     ) -> Tensor:
         """The raw loss of features by tap: of each image [B], or a scalar where it is one of the whole batch.
 
         Adapters run in the precision of the networks, the loss in float32.
+
+        Args:
+            student: features of the student.
+            teacher: features of the teacher.
+            samples: which images they are of.
+            execution: how adapters run, and with which workers.
+            whole: the images of the whole batch, where these are a worker's share.
         """
         ours, theirs = [student[path] for path in self.student_taps], [teacher[path] for path in self.teacher_taps]
-        if isinstance(self.loss, JointHintLoss):
-            with execution.autocast():
+        with execution.autocast():
+            if isinstance(self.loss, JointHintLoss):
                 ours, theirs = self.loss.adapt(ours, theirs)
-            value = self.loss.compare([our.float() for our in ours], [their.float() for their in theirs])
+            else:
+                ours[0], theirs[0] = self.loss.adapt(ours[0], theirs[0])
+        ours, theirs = [our.float() for our in ours], [their.float() for their in theirs]
+        compared, workers = samples, execution.workers
+        if whole is not None and self.loss.couples:
+            compared = whole
+            ours, theirs = ([workers.gather(one, len(whole.labels)) for one in both] for both in (ours, theirs))
+        if isinstance(self.loss, JointHintLoss):
+            value = self.loss.compare(ours, theirs)
         else:
-            with execution.autocast():
-                our, their = self.loss.adapt(ours[0], theirs[0])
-            value = self.loss.compare_samples(our.float(), their.float(), samples)
-        return checked_loss(value, len(samples.labels), f"{HINT_LOSS} {self.pairs[0].loss!r}")
+            value = self.loss.compare_samples(ours[0], theirs[0], compared)
+        value = checked_loss(value, len(compared.labels), f"{HINT_LOSS} {self.pairs[0].loss!r}")
+        # Of what was compared with the whole batch, this process's images count here.
+        return value if compared is samples else workers.share(value)
 
 
 def make_hint_terms(

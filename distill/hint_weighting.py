@@ -15,7 +15,7 @@ from .batches import Batch, Batches
 from .dynamic_weights import DynamicWeights
 from .hinted_student import HintedStudent, SampleLosses
 from .meta_step import MetaPart, MetaStep, WeightedLosses
-from .parts import Part
+from .parts import Part, split
 from .pass_snapshot import GeneratorStates, PassSnapshot
 from .seeding import derived_seed
 from .weight_network import WeightHistory, WeightNetwork, weight_optimizer
@@ -61,7 +61,8 @@ class HintWeighting:
         self._network = network.to(device)
         self._history = WeightHistory(images, len(self._names), settings.history_momentum).to(device)
         self._optimizer = weight_optimizer(self._network, settings)
-        self._meta_step = MetaStep(whole, whole.execution.precision == "bf16")
+        self._workers = whole.execution.workers
+        self._meta_step = MetaStep(whole, whole.execution.precision == "bf16", self._workers)
         self._warmup_epochs = settings.warmup_epochs(first_rung)
         self._step = 0
         self._epoch = 0
@@ -70,8 +71,8 @@ class HintWeighting:
         self._passes = PassSnapshot(whole, device, whole.kept_buffers)
         self._before: _Before | None = None
         self._has_learned = False
-        # Indices, weights and their sums over the images, of the parts of the present step.
-        self._weighed_now: list[tuple[Tensor, Tensor, Tensor]] = []
+        # Indices and weights of the parts of the present step.
+        self._weighed_now: list[tuple[Tensor, Tensor]] = []
 
     def begin_epoch(self, epoch: int) -> None:
         """Gets ready for an epoch of the main stage, from 1."""
@@ -113,17 +114,17 @@ class HintWeighting:
         losses, seen, found = self._look(part)
         if self._learns and not self._has_learned:
             self._before = _Before(self._network, self._optimizer)
-            self._learn_by(losses, seen, lr, partial(self._hints_again, part, states))
-        weights = self._weights(part.batch.indices, seen) if self._weighs else torch.ones_like(losses.hints)
-        self._weighed_now.append((part.batch.indices, weights, weights.detach().double().sum(dim=0)))
+            self._learn_by(losses, seen, lr, partial(self._hints_again, part, states), part)
+        weights = self._weights(part.batch, seen) if self._weighs else torch.ones_like(losses.hints)
+        self._weighed_now.append(self._of_whole(part.batch, weights))
         return losses.total(weights), found
 
     def keep(self) -> None:
         """At the end of a step: its images have these weights."""
-        for indices, weights, sums in self._weighed_now:
+        for indices, weights in self._weighed_now:
             if self._weighs:
                 self._history.write(indices, weights)
-            self._sums += sums
+            self._sums += weights.double().sum(dim=0)
             self._weighed += len(weights)
         self._step += self._weighs
         self._forget()
@@ -187,7 +188,7 @@ class HintWeighting:
         def look() -> tuple[WeightedLosses, Tensor]:
             states.append(GeneratorStates(self._device))
             losses, seen, _ = self._look(part)
-            return losses, self._network(seen)
+            return losses, self._present_weights(part.batch, seen)
 
         return MetaPart(look, lambda: self._hints_again(part, states[0]))
 
@@ -196,19 +197,37 @@ class HintWeighting:
         return loss if part.is_whole else part.labels * loss
 
     @torch.no_grad()
-    def _weights(self, indices: Tensor, seen: Tensor) -> Tensor:
+    def _weights(self, batch: Batch, seen: Tensor) -> Tensor:
         """What images are weighed with [B, terms], from the losses that the weight network sees [B, 1 + terms]."""
-        return self._history.ensembled(indices, self._network(seen))
+        return self._history.ensembled(batch.indices, self._present_weights(batch, seen))
 
-    def _learn_by(self, losses: WeightedLosses, seen: Tensor, lr: float, again: Callable[[], Tensor]) -> None:
-        meta = self._meta_batch()
+    def _present_weights(self, batch: Batch, seen: Tensor) -> Tensor:
+        """What the weight network gives [B, terms] of what it sees [B, 1 + terms]: among the images of the batch."""
+        if batch.whole is None:
+            weights: Tensor = self._network(seen)
+            return weights
+        return self._workers.share(self._network(self._workers.gather(seen, len(batch.whole.labels))))
+
+    @torch.no_grad()
+    def _of_whole(self, batch: Batch, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Indices and weights of all images of a batch, of which this process may have a share."""
+        if batch.whole is None:
+            return batch.indices, weights.detach()
+        return batch.whole.indices, self._workers.gather(weights.detach(), len(batch.whole.labels))
+
+    def _learn_by(
+        self, losses: WeightedLosses, seen: Tensor, lr: float, again: Callable[[], Tensor], part: Part
+    ) -> None:
+        batch = self._meta_batch()
+        (meta,) = split(batch, None, [(0, len(batch.labels))], self._whole.class_weights)
         self._optimizer.zero_grad(set_to_none=True)
-        self._meta_step(losses, self._network(seen), lr, again, lambda: self._whole.label_loss(meta))
+        self._meta_step(losses, self._present_weights(part.batch, seen), lr, again, partial(self._meta_loss, meta))
+        self._workers.add_gradients(self._network.parameters())
         self._optimizer.step()
 
     def _meta_batch(self) -> Batch:
         seed = derived_seed("meta", self._seed, self._step)
-        (meta,) = self._meta.fixed_batches(1, self._settings.meta_batch_size, seed)
+        (meta,) = self._meta.fixed_batches(1, self._settings.meta_batch_size, seed, self._workers)
         return meta
 
     def _forget(self) -> None:

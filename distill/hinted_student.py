@@ -13,7 +13,7 @@ from .batches import Batch
 from .execution import Execution
 from .hint_configuration import HintConfiguration
 from .hint_terms import HintTerm, make_hint_terms
-from .loss_names import find_logit_loss
+from .loss_names import find_logit_loss, logit_loss_couples
 from .losses import Samples
 from .parts import Part
 from .teacher_pass import TeacherOutputs
@@ -85,6 +85,7 @@ class HintedStudent(nn.Module):
         labelling: how labels become a loss.
         execution: how the student runs.
         labels: int64 [N] of all training images, for hint losses that read them; None: there are none.
+        frozen_norms: whether batch norms, the adapters' too, use the statistics they have, and record none.
 
     Raises:
         InputError: a layer that one of the networks does not have, an unknown loss, a missing teacher.
@@ -104,9 +105,11 @@ class HintedStudent(nn.Module):
         labelling: Labelling | None = None,
         execution: Execution | None = None,
         labels: Tensor | None = None,
+        frozen_norms: bool = False,
     ) -> None:
         super().__init__()
         self.student = student
+        self._frozen_norms = frozen_norms
         self.hints = hints
         self.execution, self._labelling = execution or Execution(), labelling or Labelling()
         if hints.needs_teacher and teacher is None:
@@ -160,6 +163,15 @@ class HintedStudent(nn.Module):
         by_pair = {id(pair): value for term, value in found for pair in term.pairs}
         return tuple(by_pair.get(id(pair)) for pair in self.hints.pairs)
 
+    def train(self, mode: bool = True) -> "HintedStudent":
+        """Training mode, or evaluation; frozen batch norms stay in evaluation."""
+        super().train(mode)
+        if mode and self._frozen_norms:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._NormBase):
+                    module.eval()
+        return self
+
     def sample_losses(self, batch: Batch, taught: TeacherOutputs | None = None, precise: bool = False) -> SampleLosses:
         """The losses of one batch before any mean; the student runs in its present mode.
 
@@ -175,16 +187,16 @@ class HintedStudent(nn.Module):
         logit = None
         if self.hints.logit_weight > 0:
             assert taught.logits is not None
-            logit = self._logit_loss(logits, taught.logits, batch.labels, self.hints.temperature)
+            logit = self._logits_compared(logits, taught.logits, batch)
         samples = Samples(batch.indices, batch.labels)
-        hints = [term(features, taught.features, samples, execution) for term in self.hint_terms]
+        hints = [term(features, taught.features, samples, execution, batch.whole) for term in self.hint_terms]
         return SampleLosses(logits, logit, tuple(hints))
 
     def hint_loss(self, number: int, batch: Batch, taught: TeacherOutputs) -> Tensor:
         """One hint term alone, raw and a mean over the images; arguments as those of `sample_losses`."""
         _, features = self._run(batch.images, self.execution)
         samples = Samples(batch.indices, batch.labels)
-        loss: Tensor = self.hint_terms[number](features, taught.features, samples, self.execution)
+        loss: Tensor = self.hint_terms[number](features, taught.features, samples, self.execution, batch.whole)
         return loss.mean()
 
     def terms(self, batch: Batch, taught: TeacherOutputs | None = None) -> LossTerms:
@@ -241,7 +253,9 @@ class HintedStudent(nn.Module):
         was_training = self.training
         self.train()
         hints_of = hints_of or (lambda batch, taught: self.terms(batch, taught).hints)
-        values = torch.stack([hints_of(*pair).abs() for pair in zip(batches, taught, strict=True)]).mean(dim=0)
+        values = torch.stack([hints_of(*pair) for pair in zip(batches, taught, strict=True)])
+        self.execution.workers.add([values])
+        values = values.abs().mean(dim=0)
         self.train(was_training)
         for name, buffer in self.named_buffers():
             buffer.copy_(buffers[name])
@@ -254,6 +268,15 @@ class HintedStudent(nn.Module):
                     f"start, but must be at least {SMALLEST_NORMALISER:g} to be normalised; choose another loss or pair"
                 )
         self.normalisers.copy_(values)
+
+    def _logits_compared(self, ours: Tensor, theirs: Tensor, batch: Batch) -> Tensor:
+        """The logit loss of each image [B], or a scalar where it is one of the whole batch."""
+        labels, temperature = batch.labels, self.hints.temperature
+        if batch.whole is None or not logit_loss_couples(self.hints.logit_loss):
+            return self._logit_loss(ours, theirs, labels, temperature)
+        workers, images = self.execution.workers, len(batch.whole.labels)
+        all_ours, all_theirs = workers.gather(ours, images), workers.gather(theirs, images)
+        return workers.share(self._logit_loss(all_ours, all_theirs, batch.whole.labels, temperature))
 
     def _run(self, images: Tensor, execution: Execution) -> tuple[Tensor, dict[str, Tensor]]:
         """The student's logits, float32, and what was tapped, by path."""

@@ -17,6 +17,9 @@ LogitLoss = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 LOGIT_LOSSES: Registry[LogitLoss] = Registry("logit loss")
 
+# Those whose value for an image depends on the other images of its batch.
+COUPLED_LOGIT_LOSSES = frozenset({"dist"})
+
 # Of the non-target classes, beside 1 for the target; the paper takes 2, 6 or 8, as its networks need.
 DKD_BETA = 8.0
 _TINY, _SMALLEST_SPREAD = 1e-7, 1e-8

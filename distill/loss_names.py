@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..models.errors import InputError
 from ..models.own_code import check_own_code, is_own_code, load_own_code
+from .logit_losses import COUPLED_LOGIT_LOSSES
 from .losses import HINT_LOSSES, LOGIT_LOSSES, FeatureShape, HintLoss, JointHintLoss, LogitLoss
 
 # Between the hint losses that each pair has at once.
@@ -79,12 +80,17 @@ def find_logit_loss(name: str) -> LogitLoss:
     return checked
 
 
+def logit_loss_couples(name: str) -> bool:
+    """Whether the loss of an image depends on the other images of its batch; of somebody's own nobody knows."""
+    return is_own_code(name) or name in COUPLED_LOGIT_LOSSES
+
+
 def _of_function(name: str, function: Callable[..., Any]) -> type[HintLoss]:
     """A hint loss that calls a function (student [B, C_S, H_S, W_S], teacher [B, C_T, H_T, W_T]) → [B] or scalar."""
 
     class OfFunction(HintLoss):
-        # Nobody knows, so it is trained alone.
-        draws = True
+        # Nobody knows, so it is trained alone, and always sees a whole batch.
+        draws = couples = True
 
         def __init__(self, student: FeatureShape, teacher: FeatureShape) -> None:
             super().__init__(student, teacher)

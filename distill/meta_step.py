@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .directional import DirectionalDerivative
 from .virtual_pass import with_parameters
+from .workers import ALONE, Workers
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,12 @@ class MetaStep:
     Args:
         module: the student with its hint adapters, which all move in the virtual step.
         bf16: whether the directional derivative computes convolutions in bf16.
+        workers: each has a share of the batch and of the meta batch; all make the virtual step of the whole. ∂L_m/∂φ
+            is then that of a share, and to be added up.
     """
 
-    def __init__(self, module: nn.Module, bf16: bool = False) -> None:
-        self._module = module
+    def __init__(self, module: nn.Module, bf16: bool = False, workers: Workers = ALONE) -> None:
+        self._module, self._workers = module, workers
         self._derivative = DirectionalDerivative(module, bf16)
 
     def __call__(
@@ -87,6 +90,7 @@ class MetaStep:
             The meta loss after the virtual step, scalar.
         """
         slope = self._gradient(losses.total(weights), dict(self._trained()), keep=True)
+        self._workers.add_named(slope)
         value, meta_slope = self._meta_slope(slope, lr, [meta_loss])
         self._learn(weights, losses.scales, lr, hints_again, meta_slope)
         return value
@@ -140,6 +144,7 @@ class MetaStep:
                 loss = with_parameters(self._module, virtual, meta_loss)
             values.append(loss.detach())
             _add(meta_slope, self._gradient(loss, virtual))
+        self._workers.add_named(meta_slope)
         return values[0] if len(values) == 1 else torch.stack(values).sum(), meta_slope
 
     def _trained(self) -> list[tuple[str, nn.Parameter]]:

@@ -1,4 +1,4 @@
-"""The parts in which a batch is computed: itself, or two halves whose losses add up to that of the batch."""
+"""The parts in which a batch is computed: itself, two halves, or a worker's share; their losses add up to its own."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,20 +37,26 @@ def split(
     """The parts of a batch.
 
     Args:
-        batch: images and labels.
+        batch: images and labels, of the whole or of a share of it.
         taught: what the teacher says of them.
         bounds: where each part starts and stops.
         class_weights: of each class's images [classes]; None: all count the same.
     """
-    if len(bounds) == 1:
+    if len(bounds) == 1 and batch.whole is None:
         return [Part(batch, taught)]
-    weights = None if class_weights is None else class_weights[batch.labels]
+    whole = batch.labels if batch.whole is None else batch.whole.labels
+
+    def share_of_labels(labels: Tensor) -> Tensor | float:
+        if class_weights is None:
+            return len(labels) / len(whole)
+        return class_weights[labels].sum() / class_weights[whole].sum()
+
     return [
         Part(
             batch.part(start, stop),
             None if taught is None else taught.part(start, stop),
-            (stop - start) / len(batch.labels),
-            (stop - start) / len(batch.labels) if weights is None else weights[start:stop].sum() / weights.sum(),
+            (stop - start) / len(whole),
+            share_of_labels(batch.labels[start:stop]),
         )
         for start, stop in bounds
     ]

@@ -11,6 +11,8 @@ from .batches import Augmentation
 SCHEDULES = ("cosine", "step")
 OPTIMIZERS = ("sgd", "adam")
 CLASS_WEIGHTS = ("none", "balanced")
+# Of each worker's share of the batch; of the whole batch; those that the network starts with.
+BATCH_STATISTICS = ("share", "batch", "frozen")
 
 
 def check_milestones(milestones: Sequence[float]) -> None:
@@ -47,6 +49,9 @@ class Recipe:
         class_weights: `balanced` weighs an image by the inverse frequency of its class; `none`.
         ema_decay: of an exponential moving average of the weights over steps, which is then what is validated and
             exported; 0: none.
+        batch_norm: which statistics batch norms use: of the `share` of a batch that one worker has, which with one
+            worker is the batch; of the whole `batch` whoever has it, on GPUs only; `frozen`, those that the network
+            starts with.
 
     Raises:
         InputError: an unknown schedule or class weighting, wrong milestones.
@@ -68,6 +73,7 @@ class Recipe:
     label_smoothing: float = 0.0
     class_weights: str = "none"
     ema_decay: float = 0.0
+    batch_norm: str = "share"
 
     def __post_init__(self) -> None:
         # A list where it went through JSON or YAML.
@@ -77,6 +83,7 @@ class Recipe:
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("schedule", self.schedule, SCHEDULES),
             ("class_weights", self.class_weights, CLASS_WEIGHTS),
+            ("batch_norm", self.batch_norm, BATCH_STATISTICS),
         ):
             if value not in options:
                 raise InputError(f"recipe.{key} is {value!r}; {nearest(value, options)}")

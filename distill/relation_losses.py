@@ -20,6 +20,8 @@ _SMALLEST_SQUARE = 1e-12
 class SimilarityPreserving(HintLoss):
     """Mean squared difference of the row-normalised similarities between the samples of a batch."""
 
+    couples = True
+
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """[B, C_S, H_S, W_S], [B, C_T, H_T, W_T] → [B], of the rows."""
         return (_similarities(student) - _similarities(teacher)).square().mean(dim=1)
@@ -33,6 +35,8 @@ class CorrelationCongruence(HintLoss):
 
     The form of RepDistiller, which has it from the authors.
     """
+
+    couples = True
 
     VALUES = 128
 
@@ -55,6 +59,8 @@ class CorrelationCongruence(HintLoss):
 class RelationalKnowledgeDistillation(HintLoss):
     """25 × the Huber loss of relative distances between two images + 50 × that of the angles among three."""
 
+    couples = True
+
     DISTANCE_WEIGHT, ANGLE_WEIGHT = 25.0, 50.0
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -68,6 +74,8 @@ class RelationalKnowledgeDistillation(HintLoss):
 @HINT_LOSSES.register("pkt", source="Passalis & Tefas 2018, arXiv 1803.10837", kind="hint", needs="a batch of samples")
 class ProbabilisticKnowledgeTransfer(HintLoss):
     """Divergence of the student's from the teacher's affinities (cosine, rows that sum to 1), mean over the pairs."""
+
+    couples = True
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """[B, C_S, H_S, W_S], [B, C_T, H_T, W_T] → [B], of the rows."""
@@ -83,6 +91,8 @@ class ProbabilisticKnowledgeTransfer(HintLoss):
 )
 class SymmetricProbabilisticKnowledgeTransfer(HintLoss):
     """Jeffreys' divergences of two affinities, the cosine's and 1/(1 + distance), added; mean over the pairs."""
+
+    couples = True
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """[B, C_S, H_S, W_S], [B, C_T, H_T, W_T] → [B], of the rows."""

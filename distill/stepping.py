@@ -13,6 +13,7 @@ from .recipe import Recipe
 from .seeding import derived_seed
 from .side_by_side import for_all
 from .teacher_pass import TeacherOutputs, TeacherPass
+from .workers import ALONE, Workers
 
 # The purpose of the epochs of the main stage, whose order is that of the data seed itself.
 MAIN = "step"
@@ -48,16 +49,25 @@ class Stepping:
         data_seed: order and augmentation of the images.
         init_seeds: of each student; what its layers draw in a step depends on it.
         at_once: how many students learn at the same time; with one, what layers draw is seeded for each.
+        workers: each reads its share of every batch. All draw the same, so that losses which draw see the same.
     """
 
-    def __init__(self, train: Batches, recipe: Recipe, data_seed: int, init_seeds: Sequence[int], at_once: int) -> None:
+    def __init__(
+        self,
+        train: Batches,
+        recipe: Recipe,
+        data_seed: int,
+        init_seeds: Sequence[int],
+        at_once: int,
+        workers: Workers = ALONE,
+    ) -> None:
         self._train, self._recipe, self._data_seed = train, recipe, data_seed
-        self._init_seeds, self._at_once = tuple(init_seeds), at_once
+        self._init_seeds, self._at_once, self._workers = tuple(init_seeds), at_once, workers
 
     @property
     def steps(self) -> int:
         """Of an epoch, if every image can be read."""
-        return self._train.batch_count(self._recipe.batch_size)
+        return self._train.batch_count(self._recipe.batch_size, self._workers)
 
     def epoch(
         self,
@@ -80,7 +90,7 @@ class Stepping:
             What each student's learner gave, step by step.
         """
         data_seed = self._data_seed if purpose == MAIN else derived_seed(purpose, self._data_seed)
-        batches = self._train.epoch(epoch, self._recipe.batch_size, data_seed, self._recipe.augmentation)
+        batches = self._train.epoch(epoch, self._recipe.batch_size, data_seed, self._recipe.augmentation, self._workers)
         rows: list[list[Tensor]] = [[] for _ in learners]
 
         def given(item: tuple[int, Batch]) -> Given:

@@ -14,6 +14,7 @@ from ..models.preprocessing import Preprocessing
 from .batches import Augmentation, Batch, Batches, BatchMaker, EpochDraw, batch_bounds, seeded_generator
 from .crops import random_boxes
 from .lazy_images import LazyImages, ahead
+from .workers import ALONE, Workers
 
 # Batches that are decoded ahead of the one that is trained on: whole photos are large.
 _BATCHES_AHEAD = 2
@@ -54,19 +55,26 @@ class StreamedImages(Batches):
         """Where the batches go."""
         return self._device
 
-    def epoch(self, epoch: int, batch_size: int, data_seed: int, augmentation: Augmentation) -> Iterator[Batch]:
+    def epoch(
+        self,
+        epoch: int,
+        batch_size: int,
+        data_seed: int,
+        augmentation: Augmentation,
+        workers: Workers = ALONE,
+    ) -> Iterator[Batch]:
         """All images once, shuffled and augmented (see `Batches`)."""
         generator = seeded_generator("epoch", data_seed, epoch)
         order = torch.randperm(len(self), generator=generator)
         if augmentation.min_crop_area is None:
             draw = EpochDraw(len(self), self._size, augmentation, generator, self._device)
-            for indices, views in self._batches(order, batch_size, self._split.view, fewest=2):
-                yield from self._made(draw.augmented(self._stacked(views), indices), indices)
+            for batch, own, views in self._batches(order, batch_size, self._split.view, workers, fewest=2):
+                yield from self._maker.cut(draw.augmented(self._stacked(views), own), [batch], workers)
         else:
-            for indices, images in self._batches(order, batch_size, self._split.whole, fewest=2):
-                rows = zip(indices.tolist(), images, strict=True)
+            for batch, own, images in self._batches(order, batch_size, self._split.whole, workers, fewest=2):
+                rows = zip(own.tolist(), images, strict=True)
                 crops = [self._cropped(image, row, epoch, data_seed, augmentation) for row, image in rows]
-                yield from self._made(torch.stack(crops), indices)
+                yield from self._maker.cut(torch.stack(crops), [batch], workers)
 
     def close(self) -> None:
         """Ends the iterators that were left in the middle, and their threads."""
@@ -77,14 +85,14 @@ class StreamedImages(Batches):
     def _size(self) -> tuple[int, int]:
         return self._split.decoding.size
 
-    def _unchanged(self, order: Tensor, batch_size: int) -> Iterator[Batch]:
-        for indices, views in self._batches(order, batch_size, self._split.view, fewest=1):
-            yield from self._made(self._stacked(views), indices)
+    def _unchanged(self, order: Tensor, batch_size: int, workers: Workers) -> Iterator[Batch]:
+        for batch, _, views in self._batches(order, batch_size, self._split.view, workers, fewest=1):
+            yield from self._maker.cut(self._stacked(views), [batch], workers)
 
     def _batches(
-        self, order: Tensor, batch_size: int, read: Callable[[int], Tensor | None], fewest: int
-    ) -> Iterator[tuple[Tensor, list[Tensor]]]:
-        """The indices of each batch, on the device, and its images uint8 [C, H, W]."""
+        self, order: Tensor, batch_size: int, read: Callable[[int], Tensor | None], workers: Workers, fewest: int
+    ) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
+        """The indices of each batch and of this process's share, on the device, and its images uint8 [C, H, W]."""
         # Pinned, so that the copy to the device waits for no kernel.
         on_gpu = self._device.type == "cuda"
 
@@ -92,17 +100,22 @@ class StreamedImages(Batches):
             image = read(row)
             return image.pin_memory() if on_gpu and image is not None else image
 
-        rows = order.tolist()
-        decoding = ahead(ready, rows, self._workers, _BATCHES_AHEAD * batch_size)
+        def placed(indices: Tensor) -> Tensor:
+            return (indices.pin_memory() if on_gpu else indices).to(self._device, non_blocking=True)
+
+        batches = [order[start:stop] for start, stop in batch_bounds(len(order), batch_size, workers)]
+        shares = [workers.share(batch) for batch in batches]
+        decoding = ahead(ready, torch.cat(shares).tolist(), self._workers, _BATCHES_AHEAD * batch_size)
         self._decoding.add(decoding)
         try:
-            for start, stop in batch_bounds(len(rows), batch_size):
-                decoded = zip(rows[start:stop], islice(decoding, stop - start), strict=True)
+            for batch, share in zip(batches, shares, strict=True):
+                decoded = zip(share.tolist(), islice(decoding, len(share)), strict=True)
                 found = [(row, image) for row, image in decoded if image is not None]
                 self._split.unreadable.check()
-                if len(found) >= min(fewest, stop - start):
-                    indices = torch.tensor([row for row, _ in found], pin_memory=on_gpu)
-                    yield indices.to(self._device, non_blocking=True), [image for _, image in found]
+                if len(found) >= min(fewest, len(share)):
+                    own = placed(torch.tensor([row for row, _ in found]))
+                    # Where images may be left out there is but one worker.
+                    yield own if workers.alone else placed(batch), own, [image for _, image in found]
         finally:
             decoding.close()
 
@@ -122,6 +135,3 @@ class StreamedImages(Batches):
         )
         flipped = augmentation.flip and float(torch.rand(1, generator=generator)) < 0.5
         return crop.flip(2) if flipped else crop
-
-    def _made(self, pixels: Tensor, indices: Tensor) -> Iterator[Batch]:
-        return self._maker.cut(pixels, indices, [(0, len(indices))])

@@ -23,6 +23,7 @@ from .recipe import Recipe
 from .repeatable_step import RepeatableStep
 from .teacher_pass import TeacherOutputs
 
+_BATCH_NORM = nn.modules.batchnorm._NormBase
 # Columns of what a step returns.
 TERMS = ("train_loss", "loss_classification", "loss_logit", "loss_hint")
 
@@ -70,21 +71,34 @@ class StudentTraining:
     ) -> None:
         self.init_seed = init_seed
         # Batch norm in training needs two images a half.
-        self.halving = Halving("the training", execution.place, fewest=2)
+        workers = execution.workers
+        self.halving = Halving("the training", execution.place, fewest=2, possible=workers.alone)
         with torch.random.fork_rng():
             # The student first: its initial weights are then the same whatever adapters follow.
             torch.manual_seed(init_seed)
             network = build_model(spec)
             if weights is not None:
                 apply_weights(network, dict(weights), f"the start of {spec.name}")
+            if recipe.batch_norm == "batch" and not workers.alone:
+                network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
             # Before the taps, of which it must have no copy.
             self._average = MovingAverage(network, recipe.ema_decay) if recipe.ema_decay else None
             whole = HintedStudent(
-                network, hints, teacher, spec.input_shape(image_shape), teacher_shape, labelling, execution, labels
+                network,
+                hints,
+                teacher,
+                spec.input_shape(image_shape),
+                teacher_shape,
+                labelling,
+                execution,
+                labels,
+                recipe.batch_norm == "frozen",
             )
         self.whole = whole.to(execution.place).to(memory_format=torch.channels_last)
         if self._average is not None:
             self._average.network.to(execution.place).to(memory_format=torch.channels_last)
+        # The very same at the start, whatever hardware a worker drew them on.
+        workers.agree(self.whole.state_dict().values())
         self._repeatable = RepeatableStep(self.whole, self.halving)
         self._weighting: HintWeighting | None = None
         self._clip_norm = recipe.clip_norm
@@ -116,6 +130,13 @@ class StudentTraining:
         self.whole.train()
         if self._weighting is not None:
             self._weighting.begin_epoch(epoch)
+
+    def end_epoch(self) -> None:
+        """Gives the batch norms of all workers the mean of their running statistics."""
+        networks = [self.whole] if self._average is None else [self.whole, self._average.network]
+        norms = [module for network in networks for module in network.modules() if isinstance(module, _BATCH_NORM)]
+        statistics = [value for norm in norms for value in (norm.running_mean, norm.running_var) if value is not None]
+        self.whole.execution.workers.average(statistics)
 
     def epoch_metrics(self) -> dict[str, float]:
         """What the last epoch has to tell beside the terms; `accumulation_steps` if batches are in halves."""
@@ -174,7 +195,7 @@ class StudentTraining:
 
         if self._weighting is not None and self.halving.halved:
             self._weighting.learn(parts, lr, self._repeatable.parts)
-        descend(self._optimizer, self.whole, losses(), self._clip_norm)
+        descend(self._optimizer, self.whole, losses(), self._clip_norm, self.whole.execution.workers)
         return figures[0] if len(figures) == 1 else torch.stack(figures).sum(dim=0)
 
     def _loss(self, part: Part, lr: float) -> tuple[Tensor, LossTerms]:

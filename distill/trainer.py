@@ -26,6 +26,7 @@ from .group_warmup import WarmupSetting, warm_up
 from .hint_configuration import HintConfiguration
 from .hint_weighting import HintWeighting
 from .hinted_student import Labelling
+from .lazy_images import LazyImages
 from .opening import open_batches
 from .recipe import Recipe
 from .retrieval import retrieval
@@ -148,8 +149,11 @@ class GroupTrainer:
         self._warmed_up: list[dict[str, float]] = [{} for _ in students]
         self._recipe, self._data_seed = recipe, data_seed
         self._execution = execution or Execution()
-        device = self._execution.place
-        self._passes = {name: Halving(f"the pass of {of}", device) for name, of in PASSES.items()}
+        device, workers = self._execution.place, self._execution.workers
+        _check_workers(self._execution, recipe, splits, len(students))
+        self._passes = {
+            name: Halving(f"the pass of {of}", device, possible=workers.alone) for name, of in PASSES.items()
+        }
         self._at_once = 1
         if device.type == "cpu" and min(side_by_side, len(students)) > 1:
             drawing = _draws_random_numbers(student, student.input_shape(splits.image_shape))
@@ -188,7 +192,7 @@ class GroupTrainer:
             if any(training.draws for training in self._trainings):
                 self._at_once = 1
             init_seeds = [one.init_seed for one in students]
-            self._stepping = Stepping(self._train, recipe, data_seed, init_seeds, self._at_once)
+            self._stepping = Stepping(self._train, recipe, data_seed, init_seeds, self._at_once, workers)
             self._classifier = classifier_path(self._trainings[0].network, self._student_shape) if rankings else None
             # After the students, whose losses may read parameters that folding changes.
             layers = [layer for training in self._trainings for layer in training.whole.teacher_layers]
@@ -309,7 +313,8 @@ class GroupTrainer:
             )
 
     def _set_normalisers(self) -> None:
-        batches = self._train.fixed_batches(NORMALISER_BATCHES, self._recipe.batch_size, self._data_seed)
+        workers = self._execution.workers
+        batches = self._train.fixed_batches(NORMALISER_BATCHES, self._recipe.batch_size, self._data_seed, workers)
         taught: Iterable[TeacherOutputs] = (self._teacher(batch.teacher_images) for batch in batches if self._teacher)
         if len(self._trainings) > 1:
             # Else it is not kept: of eight batches it may take more memory than a step.
@@ -323,7 +328,9 @@ class GroupTrainer:
         epoch = self.epoch + 1
         started = time.perf_counter()
         # [students, steps, terms]; `cpu` waits for the device, so the time is taken after it.
-        history = self._train_epoch(epoch).cpu()
+        trained = self._train_epoch(epoch)
+        self._execution.workers.add([trained])
+        history = trained.cpu()
         seconds = time.perf_counter() - started
         self._check_finite(history, epoch)
         self.epoch = epoch
@@ -383,6 +390,8 @@ class GroupTrainer:
         rows = self._stepping.epoch(
             MAIN, epoch, self._teacher, lr_of, [partial(_step, training) for training in self._trainings]
         )
+        for training in self._trainings:
+            training.end_epoch()
         return torch.stack([torch.stack(row) for row in rows])
 
     def _check_finite(self, history: Tensor, epoch: int) -> None:
@@ -504,6 +513,29 @@ class Trainer:
 
 def _step(training: StudentTraining, given: Given) -> Tensor:
     return training.step(given.batch, given.taught, given.lr)
+
+
+def _check_workers(execution: Execution, recipe: Recipe, splits: DataSplits, students: int) -> None:
+    """Raises `InputError` for what several workers cannot train together."""
+    workers = execution.workers
+    if workers.alone:
+        return
+    if students > 1:
+        raise InputError(f"there are {students} students, but {workers.size} workers train one; train them separately")
+    if recipe.batch_size < 2 * workers.size:
+        raise InputError(
+            f"recipe.batch_size is {recipe.batch_size}, but {workers.size} workers need two images each; raise it to "
+            f"at least {2 * workers.size}"
+        )
+    if isinstance(splits.train, LazyImages) and splits.train.unreadable.limit:
+        raise InputError(
+            f"data.unreadable is {splits.train.unreadable.limit}, but of an image that is left out the other workers "
+            "would not know; mend the images and set it to 0"
+        )
+    if recipe.batch_norm == "batch" and execution.device == "cpu":
+        raise InputError(
+            "recipe.batch_norm is 'batch', whose statistics of all workers torch has on GPUs only; use share or frozen"
+        )
 
 
 def _class_weights(recipe: Recipe, splits: DataSplits) -> tuple[float, ...] | None:

@@ -70,6 +70,7 @@ class WarmupTraining:
                 teacher_shape,
                 execution=execution,
                 labels=labels,
+                frozen_norms=recipe.batch_norm == "frozen",
             ).to(execution.place)
         if len(self._whole.hint_terms) != len(self._lessons):
             raise InputError(
@@ -121,7 +122,7 @@ class WarmupTraining:
                 values.append(loss.detach())
                 yield loss
 
-        descend(optimizer, self._whole, losses(), self._recipe.clip_norm)
+        descend(optimizer, self._whole, losses(), self._recipe.clip_norm, self._whole.execution.workers)
         return values[0] if len(values) == 1 else torch.stack(values).sum()
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from ..analysis.hint_selection import AUTO, HIGHEST_AUTOMATIC
 from ..distill.dynamic_weights import DynamicWeights
 from ..distill.execution import PRECISIONS
 from ..distill.loss_names import TOGETHER, is_joint, names_together
-from ..distill.recipe import CLASS_WEIGHTS, OPTIMIZERS, SCHEDULES, Recipe
+from ..distill.recipe import BATCH_STATISTICS, CLASS_WEIGHTS, OPTIMIZERS, SCHEDULES, Recipe
 from ..distill.warmup import ORDERS, Warmup
 from ..models.errors import InputError
 from .study_types import (
@@ -90,6 +90,7 @@ class RecipeSection(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0
     class_weights: Annotated[str, one_of("class weighting", CLASS_WEIGHTS)] = "none"
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0
+    batch_norm: Annotated[str, one_of("statistics of batch norm", BATCH_STATISTICS)] = "share"
 
     def recipe(self, lr: float | None = None) -> Recipe:
         """The trainer's recipe, with another learning rate if one is given."""
