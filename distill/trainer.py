@@ -35,6 +35,7 @@ from .side_by_side import at_once
 from .stepping import MAIN, Given, NonFiniteLossError, Stepping, own_generators, seed_layers
 from .student_training import TERMS, StudentTraining
 from .teacher_pass import TeacherOutputs, TeacherPass
+from .worker_limits import check_shared_training
 
 NORMALISER_BATCHES = 8
 CHECKPOINT_VERSION = 4
@@ -150,7 +151,8 @@ class GroupTrainer:
         self._recipe, self._data_seed = recipe, data_seed
         self._execution = execution or Execution()
         device, workers = self._execution.place, self._execution.workers
-        _check_workers(self._execution, recipe, splits, len(students))
+        unreadable = splits.train.unreadable.limit if isinstance(splits.train, LazyImages) else 0
+        check_shared_training(workers.size, self._execution.device, recipe, unreadable, len(students))
         self._passes = {
             name: Halving(f"the pass of {of}", device, possible=workers.alone) for name, of in PASSES.items()
         }
@@ -513,29 +515,6 @@ class Trainer:
 
 def _step(training: StudentTraining, given: Given) -> Tensor:
     return training.step(given.batch, given.taught, given.lr)
-
-
-def _check_workers(execution: Execution, recipe: Recipe, splits: DataSplits, students: int) -> None:
-    """Raises `InputError` for what several workers cannot train together."""
-    workers = execution.workers
-    if workers.alone:
-        return
-    if students > 1:
-        raise InputError(f"there are {students} students, but {workers.size} workers train one; train them separately")
-    if recipe.batch_size < 2 * workers.size:
-        raise InputError(
-            f"recipe.batch_size is {recipe.batch_size}, but {workers.size} workers need two images each; raise it to "
-            f"at least {2 * workers.size}"
-        )
-    if isinstance(splits.train, LazyImages) and splits.train.unreadable.limit:
-        raise InputError(
-            f"data.unreadable is {splits.train.unreadable.limit}, but of an image that is left out the other workers "
-            "would not know; mend the images and set it to 0"
-        )
-    if recipe.batch_norm == "batch" and execution.device == "cpu":
-        raise InputError(
-            "recipe.batch_norm is 'batch', whose statistics of all workers torch has on GPUs only; use share or frozen"
-        )
 
 
 def _class_weights(recipe: Recipe, splits: DataSplits) -> tuple[float, ...] | None:

@@ -109,7 +109,7 @@ def _train(study: Study, checked: Checked, hints: HintConfiguration, images: int
     splits = _part(checked.splits, min(1.0, images / len(checked.splits.train)))
     spec, recipe = teacher_spec(study, splits), study.recipe.recipe(lr=1e-4)
     try:
-        with torch_threads(study.resources.cpus_per_trial):
+        with torch_threads(study.resources.cpus):
             trainer = Trainer(
                 student_spec(study, splits),
                 splits,
@@ -157,4 +157,4 @@ def _share(split: Split, share: float) -> Split:
 
 
 def _local_trials(study: Study) -> int:
-    return max(1, (os.cpu_count() or 1) // study.resources.cpus_per_trial)
+    return max(1, (os.cpu_count() or 1) // study.resources.cpus)

@@ -30,11 +30,11 @@ def trial_execution(resources: ResourcesSection) -> tuple[Execution, str]:
     A worker is asked where its machine or its GPU decides and may be another than this process's: it takes some
     seconds to start. Ray must be running.
     """
-    on_gpu = resources.gpus_per_trial > 0
+    on_gpu = resources.on_gpu
     if resources.precision != AUTO_PRECISION or (not on_gpu and _trials_run_here(resources)):
         return local_execution(resources, on_gpu)
     remote: Any = ray.remote(local_execution).options(
-        num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial
+        num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker
     )
     found: tuple[Execution, str] = ray.get(remote.remote(resources, on_gpu))
     return found
@@ -43,4 +43,4 @@ def trial_execution(resources: ResourcesSection) -> tuple[Execution, str]:
 def _trials_run_here(resources: ResourcesSection) -> bool:
     """Whether this machine is the whole cluster: one without the CPUs for a trial waits for others."""
     nodes = living_nodes()
-    return is_here_alone(nodes) and nodes[0]["Resources"].get("CPU", 0) >= resources.cpus_per_trial
+    return is_here_alone(nodes) and nodes[0]["Resources"].get("CPU", 0) >= resources.cpus_per_worker

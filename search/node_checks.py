@@ -62,7 +62,7 @@ def check_nodes(study: Study, splits: Callable[[], DataSplits]) -> None:
 
 
 def check_one_trial_fits(study: Study, nodes: list[Mapping[str, float]]) -> None:
-    """Raises `InputError` unless one of the nodes has, alone, what a trial asks for.
+    """Raises `InputError` unless one of the nodes has what a trial asks for; of several workers, each what it asks for.
 
     A cluster that grows for trials that wait may have no such node yet: there the study says how many run at once.
 
@@ -72,10 +72,11 @@ def check_one_trial_fits(study: Study, nodes: list[Mapping[str, float]]) -> None
     """
     if study.resources.concurrent_trials or _one_trial_fits(study, nodes):
         return
-    wanted = _wanted(study)
+    wanted, workers = _wanted(study), study.resources.workers
+    asks = "a trial asks for" if workers == 1 else f"each of the {workers} workers of a trial asks for"
     most = ", ".join(f"{float(node.get('CPU', 0)):g} CPUs and {float(node.get('GPU', 0)):g} GPUs" for node in nodes)
     raise InputError(
-        f"a trial asks for {wanted['CPU']:g} CPUs and {wanted['GPU']:g} GPUs of one node, but the nodes have {most}; "
+        f"{asks} {wanted['CPU']:g} CPUs and {wanted['GPU']:g} GPUs of one node, but the nodes have {most}; "
         "lower resources.cpus_per_trial or gpus_per_trial, or, if the cluster grows, set resources.concurrent_trials"
     )
 
@@ -84,7 +85,12 @@ def waiting_note(study: Study) -> str | None:
     """That trials will wait for the cluster to grow; None if one of its nodes has what a trial asks for."""
     if _one_trial_fits(study, [node["Resources"] for node in living_nodes()]):
         return None
-    wanted = _wanted(study)
+    wanted, workers = _wanted(study), study.resources.workers
+    if workers > 1:
+        return (
+            f"The nodes do not have {workers} times {wanted['CPU']:g} CPUs and {wanted['GPU']:g} GPUs at present: "
+            "trials wait until the cluster has grown."
+        )
     return (
         f"No node has {wanted['CPU']:g} CPUs and {wanted['GPU']:g} GPUs at present: trials wait until the cluster has "
         "grown by one that has."
@@ -92,12 +98,13 @@ def waiting_note(study: Study) -> str | None:
 
 
 def _wanted(study: Study) -> dict[str, float]:
-    return {"CPU": float(study.resources.cpus_per_trial), "GPU": float(study.resources.gpus_per_trial)}
+    return {"CPU": float(study.resources.cpus_per_worker), "GPU": float(study.resources.gpus_per_worker)}
 
 
 def _one_trial_fits(study: Study, nodes: list[Mapping[str, float]]) -> bool:
-    wanted = _wanted(study).items()
-    return any(all(float(node.get(kind, 0)) >= amount for kind, amount in wanted) for node in nodes)
+    wanted = {kind: amount for kind, amount in _wanted(study).items() if amount}
+    places = (min(int(float(node.get(kind, 0)) / amount) for kind, amount in wanted.items()) for node in nodes)
+    return sum(places) >= study.resources.workers
 
 
 def check_facts(node: str, facts: Facts, mine: Mapping[str, str], storage: Path) -> None:

@@ -214,9 +214,9 @@ def preset_note(study: Study) -> str | None:
 
 def _check_local_resources(study: Study) -> None:
     cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
-    if study.resources.cpus_per_trial > cpus:
+    if study.resources.cpus > cpus:
         raise InputError(
-            f"resources.cpus_per_trial is {study.resources.cpus_per_trial}, but this machine has {cpus} CPUs; "
+            f"resources.cpus_per_trial is {study.resources.cpus}, but this machine has {cpus} CPUs; "
             f"choose 1..{cpus} or give --address"
         )
     if study.resources.gpus_per_trial > gpus:

@@ -49,6 +49,7 @@ from .study import Study, validate_study
 from .study_types import NAME_PATTERN
 from .tracking import TrackedSearch, check_name_is_free, connect
 from .trial import run_trial
+from .trial_workers import by_workers
 from .tuning import make_tuner, trial_context, trial_resolver
 from .view import View
 
@@ -287,7 +288,7 @@ def _close_late(logger: MlflowLogger, tracked: TrackedSearch) -> None:
 
 def _execution(log: SearchLog, study: Study, view: View, ray_is_running: bool) -> Execution:
     """Where and how all trials compute: on the same hardware, and once begun in the same precision."""
-    on_gpu = study.resources.gpus_per_trial > 0
+    on_gpu = study.resources.on_gpu
     before = log.history.prepared
     if before is not None:
         execution, why = Execution(_device(on_gpu), before.precision, study.resources.compile), "as the search began"
@@ -330,7 +331,8 @@ def _run_tune(
     keep_what_there_is()
     context = shared(trial_context(study, preparation, execution), log.path.parent / CONTEXT_FILE)
     with context as file, LiveTable(view, log.history, study) as table:
-        tuner = make_tuner(reading(run_trial, file), log, study, searcher, failures)
+        trainable = reading(run_trial, file) if study.resources.workers == 1 else by_workers(file, study.resources)
+        tuner = make_tuner(trainable, log, study, searcher, failures)
         log.listen(table)
         try:
             tuner.fit()

@@ -15,6 +15,7 @@ from ..distill.loss_names import TOGETHER, is_joint, names_together
 from ..distill.loss_presets import LOSS_PRESETS
 from ..distill.recipe import PRESETS, Preset
 from ..distill.warmup import Warmup
+from ..distill.worker_limits import check_shared_training
 from ..models.errors import InputError, nearest
 from ..models.own_code import is_own_code
 from .study_file import read_study
@@ -114,6 +115,8 @@ class Study(Section):
                 "dynamic_weights share weight among at least 2 distillation terms, but no configuration of this space "
                 "has as many; let space.weight.logit be above 0, or add hint losses or clusters"
             )
+        device = "cuda" if self.resources.on_gpu else "cpu"
+        check_shared_training(self.resources.workers, device, self.recipe.recipe(), self.data.unreadable)
         self._check_effective()
         self._check_widths()
         if self.warmup and is_joint(self.warmup.loss):

@@ -6,12 +6,13 @@ from pydantic import AfterValidator, Field, model_validator
 
 from ..analysis.hint_selection import AUTO, HIGHEST_AUTOMATIC
 from ..distill.dynamic_weights import DynamicWeights
-from ..distill.execution import PRECISIONS
+from ..distill.execution import DEVICES, PRECISIONS
 from ..distill.loss_names import TOGETHER, is_joint, names_together
 from ..distill.recipe import BATCH_STATISTICS, CLASS_WEIGHTS, OPTIMIZERS, SCHEDULES, Recipe
 from ..distill.warmup import ORDERS, Warmup
 from ..models.errors import InputError
 from .study_types import (
+    AUTO_DEVICE,
     AUTO_PRECISION,
     CONTROL_ARMS,
     COSTS,
@@ -469,8 +470,10 @@ class ResourcesSection(Section):
     """What one trial may use, and how it computes.
 
     Attributes:
-        cpus_per_trial: also the number of torch's threads.
-        gpus_per_trial: a share of one, or several.
+        cpus_per_trial: also the number of torch's threads; of several workers each has its part, and at least one.
+        gpus_per_trial: a share of one, or several, each of which then has a worker of its own.
+        workers_per_trial: processes that train one trial together, each on its share of every batch; None: one a GPU.
+        device: where trials compute; `auto`: on a GPU if they ask for one.
         concurrent_trials: how many run at once; None: as many as fit.
         precision: `fp32`, `bf16`, or `auto`: bf16 where the hardware of the trials has it.
         compile: `off`; `default` for torch.compile, `reduce-overhead` for torch.compile with CUDA graphs.
@@ -478,9 +481,49 @@ class ResourcesSection(Section):
 
     cpus_per_trial: Annotated[int, Field(ge=1)] = 1
     gpus_per_trial: Annotated[float, Field(ge=0)] = 0
+    workers_per_trial: Annotated[int, Field(ge=1)] | None = None
+    device: Annotated[str, one_of("device", (AUTO_DEVICE, *DEVICES))] = AUTO_DEVICE
     concurrent_trials: Annotated[int, Field(ge=1)] | None = None
     precision: Annotated[str, one_of("precision", (AUTO_PRECISION, *PRECISIONS))] = AUTO_PRECISION
     compile: CompileMode = "off"
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> Self:
+        gpus, workers = self.gpus_per_trial, self.workers
+        if gpus > 1 and gpus != int(gpus):
+            raise InputError(f"gpus_per_trial is {gpus:g}, but a trial has a share of one GPU or whole ones; round it")
+        if gpus and workers > 1 and gpus != workers:
+            raise InputError(
+                f"workers_per_trial is {workers}, but each worker has one of the {gpus:g} GPUs; leave it out"
+            )
+        if self.device == "cuda" and not gpus:
+            raise InputError("device is cuda, but gpus_per_trial is 0; set it to what a trial may use")
+        return self
+
+    @property
+    def workers(self) -> int:
+        """Processes that train one trial together."""
+        return self.workers_per_trial or max(1, int(self.gpus_per_trial))
+
+    @property
+    def cpus_per_worker(self) -> int:
+        """Of each of them; also its number of torch's threads."""
+        return max(1, self.cpus_per_trial // self.workers)
+
+    @property
+    def cpus(self) -> int:
+        """Of all workers of a trial."""
+        return self.cpus_per_worker * self.workers
+
+    @property
+    def gpus_per_worker(self) -> float:
+        """Of each of them."""
+        return self.gpus_per_trial / self.workers
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether trials compute on a GPU."""
+        return self.device == "cuda" or (self.device == AUTO_DEVICE and self.gpus_per_trial > 0)
 
 
 class WarmupSection(Section):

@@ -42,6 +42,7 @@ COSTS = (TRAINING_SECONDS, STUDENT_PARAMETERS)
 # Instead of a path: the weights that a library ships with a network.
 PRETRAINED = "pretrained"
 # Of the hardware that runs a trial.
+AUTO_DEVICE = "auto"
 AUTO_PRECISION = "auto"
 
 

@@ -1,7 +1,8 @@
 """One trial: from a suggestion to a hint configuration on the driver, and its training on a worker."""
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -183,63 +184,113 @@ def run_trial(config: dict[str, Any], context: TrialContext) -> None:
     reports = EpochReports()
     try:
         _train(config, context, reports)
-    except (NonFiniteLossError, InputError) as error:
-        # It would be so again: no retry helps.
-        reports.fail({"failure": str(error), "traceback": format_exc()})
     except Exception as error:
-        if not isinstance(error, OSError) or error.errno not in FULL_DISK:
+        why = told(error)
+        if why is None:
             reports.send()
             raise
-        reports.fail({NO_ROOM: error.strerror or reason(error)})
+        reports.fail(why)
     finally:
         # The actor's next trial starts with all of the device's memory.
         if context.execution.device == "cuda":
             torch.cuda.empty_cache()
 
 
+def told(error: Exception) -> dict[str, Any] | None:
+    """What a trial reports of an error that would come again; None: it is raised, and the trial retried.
+
+    To be called where the error is handled.
+    """
+    if isinstance(error, NonFiniteLossError | InputError):
+        return {"failure": str(error), "traceback": format_exc()}
+    if isinstance(error, OSError) and error.errno in FULL_DISK:
+        return {NO_ROOM: error.strerror or reason(error)}
+    return None
+
+
+class TrialTraining:
+    """The training of a trial, or one worker's part in it.
+
+    Args:
+        config: of the trial, as `tune_config` makes it.
+        context: what all trials share.
+        execution: where and how it computes, and with which workers.
+        checkpoint: folder that it goes on from; None: it starts anew.
+    """
+
+    def __init__(
+        self, config: Mapping[str, Any], context: TrialContext, execution: Execution, checkpoint: Path | None
+    ) -> None:
+        hints = HintConfiguration.from_dict(config["hints"])
+        student = context.student if config["width"] is None else replace(context.student, width=config["width"])
+        self._context = context
+        self._trainer = Trainer(
+            student,
+            context.splits,
+            replace(context.recipe, lr=config["lr"]),
+            context.rungs,
+            Seeds(config["data_seed"], config["init_seed"]),
+            hints=hints,
+            teacher=context.teacher.as_teacher() if hints.needs_teacher else None,
+            start=as_tensors(context.start) if context.start else None,
+            execution=execution,
+            rankings=context.rankings,
+        )
+        if checkpoint is not None:
+            self._trainer.load_checkpoint(checkpoint / CHECKPOINT_FILE)
+        self._saved = monotonic()
+
+    def epochs(self) -> Iterator[dict[str, Any]]:
+        """What is to be reported of each epoch."""
+        for result in self._trainer.epochs():
+            metrics = {"epoch": result.epoch, **result.metrics}
+            # The driver adds them up.
+            metrics["epoch_seconds"] = len(self._context.splits.train) / metrics["images_per_second"]
+            metrics["epoch_seconds"] += metrics.get("warmup_seconds", 0.0)
+            if result.epoch == 1:
+                metrics[STUDENT_PARAMETERS] = sum(parameter.numel() for parameter in self._trainer.student.parameters())
+                metrics |= {
+                    f"normaliser_{i}": value
+                    for i, value in enumerate(self._trainer.normalisers, start=1)
+                    if value is not None
+                }
+            yield metrics
+
+    @property
+    def over(self) -> bool:
+        """Whether the last epoch is done."""
+        return self._trainer.epoch == self._context.rungs[-1]
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether it is to be saved: at the end of each rung but the last, and now and then."""
+        if self.over:
+            return False
+        return self._trainer.epoch in self._context.rungs or (
+            monotonic() - self._saved >= self._context.checkpoint_seconds
+        )
+
+    def save(self, folder: Path) -> None:
+        """Writes a checkpoint into a folder."""
+        self._trainer.save_checkpoint(folder / CHECKPOINT_FILE)
+        self._saved = monotonic()
+
+
 def _train(config: dict[str, Any], context: TrialContext, reports: EpochReports) -> None:
-    hints = HintConfiguration.from_dict(config["hints"])
-    student = context.student if config["width"] is None else replace(context.student, width=config["width"])
-    trainer = Trainer(
-        student,
-        context.splits,
-        replace(context.recipe, lr=config["lr"]),
-        context.rungs,
-        Seeds(config["data_seed"], config["init_seed"]),
-        hints=hints,
-        teacher=context.teacher.as_teacher() if hints.needs_teacher else None,
-        start=as_tensors(context.start) if context.start else None,
-        execution=context.execution,
-        rankings=context.rankings,
-    )
-    checkpoint = _last_checkpoint(config)
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            trainer.load_checkpoint(Path(folder) / CHECKPOINT_FILE)
-    saved = monotonic()
-    for result in trainer.epochs():
-        metrics = {"epoch": result.epoch, **result.metrics}
-        # The driver adds them up.
-        metrics["epoch_seconds"] = len(context.splits.train) / metrics["images_per_second"]
-        metrics["epoch_seconds"] += metrics.get("warmup_seconds", 0.0)
-        if result.epoch == 1:
-            metrics[STUDENT_PARAMETERS] = sum(parameter.numel() for parameter in trainer.student.parameters())
-            metrics |= {
-                f"normaliser_{i}": value for i, value in enumerate(trainer.normalisers, start=1) if value is not None
-            }
+    checkpoint = last_checkpoint(config)
+    with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
+        training = TrialTraining(config, context, context.execution, Path(folder) if folder else None)
+    for metrics in training.epochs():
         reports.add(metrics)
-        if result.epoch == context.rungs[-1]:
-            reports.send()
-        elif result.epoch in context.rungs or monotonic() - saved >= context.checkpoint_seconds:
+        if training.checkpoint_due:
             with TemporaryDirectory() as folder:
-                trainer.save_checkpoint(Path(folder) / CHECKPOINT_FILE)
+                training.save(Path(folder))
                 reports.send(checkpoint=tune.Checkpoint.from_directory(folder))
-            saved = monotonic()
-        elif reports.due:
+        elif training.over or reports.due:
             reports.send()
 
 
-def _last_checkpoint(config: dict[str, Any]) -> tune.Checkpoint | None:
+def last_checkpoint(config: dict[str, Any]) -> tune.Checkpoint | None:
     """Where the trial goes on: after a failure in this launch Tune knows it, else as the journal had it."""
     last: tune.Checkpoint | None = tune.get_checkpoint()
     if last is None and config["checkpoint"]:

@@ -22,6 +22,9 @@ from .study import Study
 from .study_types import RETRIEVAL_OBJECTIVES
 from .trial import HintResolver, TrialContext
 
+# What the process of a trial takes that has several workers, which ask for CPUs and GPUs themselves: a byte of memory,
+# for Ray places no trial that asks for nothing, and any part of a CPU would be missing for the last worker.
+WAITING = {"memory": 1}
 # Seconds between Tune's snapshots: a year.
 NEVER = str(365 * 24 * 3600)
 
@@ -49,16 +52,18 @@ def make_tuner(trainable: Any, log: SearchLog, study: Study, searcher: Searcher,
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = NEVER
     for module in ("tune_controller", "experiment_state"):
         logging.getLogger(f"ray.tune.execution.{module}").setLevel(logging.CRITICAL)
+    several = study.resources.workers > 1
     resources = {"cpu": study.resources.cpus_per_trial, "gpu": study.resources.gpus_per_trial}
     return tune.Tuner(
-        tune.with_resources(trainable, resources),
+        tune.with_resources(trainable, tune.PlacementGroupFactory([WAITING]) if several else resources),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=RungScheduler(log, study, failures),
             # The searcher says when it is finished.
             num_samples=Plan(study, log.history).most,
             max_concurrent_trials=concurrent_trials(study),
-            reuse_actors=True,
+            # A trial that waits for its workers in a thread of its own would fail the next one of its process.
+            reuse_actors=not several,
             trial_name_creator=trial_directory,
             trial_dirname_creator=trial_directory,
         ),
@@ -83,7 +88,7 @@ def trial_context(study: Study, preparation: Preparation, execution: Execution) 
         rungs=study.budget.rungs,
         start=as_arrays(preparation.start) if preparation.start else None,
         execution=execution,
-        threads=study.resources.cpus_per_trial,
+        threads=study.resources.cpus_per_worker,
         checkpoint_seconds=study.budget.checkpoint_seconds,
         rankings=study.objective.metric in RETRIEVAL_OBJECTIVES,
     )
@@ -111,7 +116,7 @@ def concurrent_trials(study: Study) -> int:
     """
     if study.resources.concurrent_trials:
         return study.resources.concurrent_trials
-    fitting = int(cluster_cpus() // study.resources.cpus_per_trial)
+    fitting = int(cluster_cpus() // study.resources.cpus)
     if study.resources.gpus_per_trial:
         fitting = min(fitting, int(cluster_gpus() // study.resources.gpus_per_trial))
     return max(1, fitting)

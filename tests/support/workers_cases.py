@@ -78,7 +78,7 @@ def cases(folder: Path) -> dict[str, Case]:
     return {
         "labels": Case(HintConfiguration()),
         **{f"hint {loss.rpartition('/')[2]}": Case(hinted(loss)) for loss in losses},
-        # In shallow layers it is a millionth, a sum of terms that all but cancel: with one worker, too, mostly rounding.
+        # In shallow layers it is a millionth, a sum of terms that all but cancel: mostly rounding.
         "hint pkt": Case(hinted("pkt", layers=("layer3.0",))),
         **{f"logit {loss.rpartition('/')[2]}": Case(hinted(logit=loss)) for loss in logits},
         "embedding": Case(HintConfiguration(embedding_weight=0.4, embedding_loss="pkt_symmetric")),
