@@ -1,8 +1,20 @@
 """Arguments and options that several commands share."""
 
+import os
 from typing import Annotated
 
 import typer
+
+# Read when Ray is imported; 0: what it starts here listens on the loopback interface alone, and no machine can join it.
+_RAY_OF_SEVERAL_MACHINES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
+
+def _keep_ray_here(address: str | None) -> str | None:
+    """Lets Ray listen to this machine only, unless a cluster is joined, or the environment says otherwise."""
+    if address in (None, "local") and "RAY_ADDRESS" not in os.environ:
+        os.environ.setdefault(_RAY_OF_SEVERAL_MACHINES, "0")
+    return address
+
 
 StudyArgument = Annotated[str, typer.Argument(help="A study file, or the name of one that ships with hintsearch.")]
 SetOption = Annotated[
@@ -10,7 +22,10 @@ SetOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; logs go to stderr.")]
 TrackingOption = Annotated[str | None, typer.Option("--tracking", metavar="URI", help="MLflow tracking store.")]
-AddressOption = Annotated[str | None, typer.Option("--address", help="A Ray cluster; started here without one.")]
+AddressOption = Annotated[
+    str | None,
+    typer.Option("--address", callback=_keep_ray_here, help="A Ray cluster; started here without one."),
+]
 SearchName = Annotated[str, typer.Argument(metavar="NAME", help="A search, or a study: then its latest search.")]
 FiguresOption = Annotated[
     str | None,

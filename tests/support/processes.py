@@ -99,6 +99,21 @@ class Family:
                 found[process] = Path(f"/proc/{process}/cmdline").read_text().replace("\0", " ").strip()
         return found
 
+    def listens_on(self) -> set[str]:
+        """The addresses, as in /proc/net, on which its living processes take connections from elsewhere."""
+        sockets = {}
+        for table in ("tcp", "tcp6"):
+            for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+                _, local, _, state, *_, inode = line.split()[:10]
+                if state == "0A":
+                    sockets[f"socket:[{inode}]"] = local.partition(":")[0]
+        found = set()
+        for process in self.processes():
+            with contextlib.suppress(OSError):
+                links = {os.readlink(link) for link in Path(f"/proc/{process}/fd").iterdir()}
+                found |= {sockets[link] for link in links & set(sockets)}
+        return found
+
     def names(self) -> set[str]:
         """First words of the command lines of its living processes."""
         return {command.split(" ")[0] for command in self.commands().values()}

@@ -24,6 +24,12 @@ from search_records import (
     statuses,
 )
 
+# Of tracking servers: sqlite has no use for them.
+CREDENTIALS = {
+    "MLFLOW_TRACKING_USERNAME": "eve",
+    "MLFLOW_TRACKING_PASSWORD": "corr3ct-h0rse",
+    "MLFLOW_TRACKING_TOKEN": "b4ttery",
+}
 MINIMISED = {**SMALL_STUDY, "objective": {"metric": "val_loss", "direction": "minimize"}}
 
 
@@ -52,6 +58,8 @@ class Both:
 def both(new_search: Callable[..., DisturbedSearch], cluster: RayCluster) -> Both:
     up = new_search("up", cluster=cluster)
     searches = {"up": up, "down": new_search("down", up.folder, study=MINIMISED, cluster=cluster)}
+    for search in searches.values():
+        search.command_line.environment |= CREDENTIALS
     running = {name: search.start() for name, search in searches.items()}
     up.wait(running["up"], reported(1, 1))
     # It holds its place while it stands still, so that it cannot be over before the second one has looked.
@@ -102,3 +110,13 @@ def test_trap_7_each_search_has_the_winner_of_its_own_direction(both: Both) -> N
         exported = yaml.safe_load(Path(document["hints"]).read_text())
         assert exported["evidence"]["metric"] == metric
         assert exported["trial"] == best(ours, key=lambda trial, metric=metric: trial["metrics"][metric])["number"]
+
+
+def test_trap_9_no_credential_is_in_any_file_or_output_or_tag(both: Both, cluster: RayCluster) -> None:
+    """MLflow's store, with its tags, is one of the files."""
+    secrets = [cluster.environment["RAY_AUTH_TOKEN"], *list(CREDENTIALS.values())[1:]]
+    files = [path for path in both.searches["up"].folder.rglob("*") if path.is_file()]
+    assert {"journal.jsonl", "mlflow.db", "hints.yaml"} <= {path.name for path in files}
+    for secret in secrets:
+        assert [path for path in files if secret.encode() in path.read_bytes()] == []
+        assert not any(secret in how.out + how.err for how in (*both.ended.values(), both.mistaken))
