@@ -97,7 +97,7 @@ def search_document(study: Study, preparation: Preparation, execution: Execution
             "device": execution.device,
             "precision": execution.precision,
             "compile": execution.compile,
-            "threads": study.resources.cpus_per_trial,
+            "threads": study.resources.cpus_per_worker,
         },
         "loss_code_sha256": {name: own_code_sha256(name) for name in study.losses() if is_own_code(name)},
         "data_code_sha256": own_code_sha256(study.data.name) if is_own_code(study.data.name) else None,

@@ -213,16 +213,21 @@ def preset_note(study: Study) -> str | None:
 
 
 def _check_local_resources(study: Study) -> None:
-    cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
-    if study.resources.cpus > cpus:
+    resources, cpus, gpus = study.resources, os.cpu_count() or 1, torch.cuda.device_count()
+    if resources.gpus_per_trial > gpus:
         raise InputError(
-            f"resources.cpus_per_trial is {study.resources.cpus}, but this machine has {cpus} CPUs; "
-            f"choose 1..{cpus} or give --address"
-        )
-    if study.resources.gpus_per_trial > gpus:
-        raise InputError(
-            f"resources.gpus_per_trial is {study.resources.gpus_per_trial:g}, but this machine has {gpus} GPUs; "
+            f"resources.gpus_per_trial is {resources.gpus_per_trial:g}, but this machine has {gpus} GPUs; "
             f"choose 0..{gpus} or give --address"
+        )
+    if resources.cpus > max(cpus, resources.cpus_per_trial):
+        raise InputError(
+            f"each of the {resources.workers} workers of a trial needs a CPU, but this machine has {cpus} CPUs; lower "
+            "resources.workers_per_trial or give --address"
+        )
+    if resources.cpus_per_trial > cpus:
+        raise InputError(
+            f"resources.cpus_per_trial is {resources.cpus_per_trial}, but this machine has {cpus} CPUs; "
+            f"choose 1..{cpus} or give --address"
         )
 
 

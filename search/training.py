@@ -83,7 +83,7 @@ def train_on_cluster(
     """
     # Asked for even where there is none yet: a cluster that scales from zero starts a worker for it.
     gpus = 1.0 if resources.gpus_per_trial else min(1.0, float(ray.cluster_resources().get("GPU", 0)))
-    cpus = resources.cpus_per_trial
+    cpus = resources.cpus_per_worker
     # Typed Any: Ray's types know no streaming generators.
     remote: Any = ray.remote(_train).options(num_cpus=cpus, num_gpus=gpus, num_returns="streaming")
     weights: StateDict = {}
@@ -108,7 +108,7 @@ def _train(
     As many items whether it goes on or not: Ray counts them where it begins a task again whose node has died.
     """
     keep_freed_memory()
-    torch.set_num_threads(resources.cpus_per_trial)
+    torch.set_num_threads(resources.cpus_per_worker)
     execution, why = local_execution(resources, on_gpu)
     yield execution.precision, why
     trainer = Trainer(
