@@ -58,6 +58,7 @@ class LayerTask:
         wanted: what is gathered beside the sums.
         batch: the most images of a forward pass; None: 64 on a CPU, where feature maps then stay in the cache for the
             readers, and a whole chunk on a GPU.
+        on_cpu: whether it is read on the CPU even where an actor has a GPU.
     """
 
     networks: tuple[TappedNetwork, ...]
@@ -67,6 +68,7 @@ class LayerTask:
     columns: Columns
     wanted: Wanted
     batch: int | None
+    on_cpu: bool = False
 
 
 class SideBySide(nn.Module):
@@ -98,7 +100,7 @@ class LayerWorker:
     def __init__(self, task: LayerTask, on_gpu: bool = False) -> None:
         keep_freed_memory()
         torch.set_num_threads(1)
-        device = torch.device("cuda" if on_gpu else "cpu")
+        device = torch.device("cuda" if on_gpu and not task.on_cpu else "cpu")
         transforms = [
             InputTransform(tapped.network.spec.preprocessing or task.preprocessing, device) for tapped in task.networks
         ]

@@ -117,6 +117,7 @@ def layer_task(
         layer_pass.columns,
         what_they_read(layer_pass.metrics),
         study.layers.batch,
+        study.resources.device == "cpu",
     )
 
 

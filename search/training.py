@@ -84,10 +84,11 @@ def train_on_cluster(
     # Asked for even where there is none yet: a cluster that scales from zero starts a worker for it.
     gpus = 1.0 if resources.gpus_per_trial else min(1.0, float(ray.cluster_resources().get("GPU", 0)))
     cpus = resources.cpus_per_worker
+    on_gpu = gpus > 0 and resources.device != "cpu"
     # Typed Any: Ray's types know no streaming generators.
     remote: Any = ray.remote(_train).options(num_cpus=cpus, num_gpus=gpus, num_returns="streaming")
     weights: StateDict = {}
-    for reference in remote.remote(ray.put(task), ray.put(splits), resources, gpus > 0):
+    for reference in remote.remote(ray.put(task), ray.put(splits), resources, on_gpu):
         item = ray.get(reference)
         if isinstance(item, EpochResult):
             if report:

@@ -19,9 +19,10 @@ class RayCluster:
     Args:
         folder: short, for Ray keeps its sockets there.
         cpus: of the head.
+        gpus: of the head, made up.
     """
 
-    def __init__(self, folder: Path, cpus: int = 1) -> None:
+    def __init__(self, folder: Path, cpus: int = 1, gpus: int = 0) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -37,17 +38,22 @@ class RayCluster:
         self.address = f"127.0.0.1:{port}"
         self._folder = folder
         self._nodes: list[Family] = []
-        self.head = self._start("--head", f"--port={port}", "--include-dashboard=false", f"--num-cpus={cpus}")
+        here = f"--num-cpus={cpus}", f"--num-gpus={gpus}"
+        self.head = self._start("--head", f"--port={port}", "--include-dashboard=false", *here)
 
-    def add(self, cpus: int = 1, inside: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> Family:
+    def add(
+        self, cpus: int = 1, gpus: int = 0, inside: Sequence[str] = (), environment: Mapping[str, str] | None = None
+    ) -> Family:
         """A further node.
 
         Args:
             cpus: of the node.
+            gpus: of the node, made up.
             inside: words that start the node's command inside of something, such as another mount namespace.
             environment: further variables of the node.
         """
-        return self._start(f"--address={self.address}", f"--num-cpus={cpus}", inside=inside, environment=environment)
+        options = f"--address={self.address}", f"--num-cpus={cpus}", f"--num-gpus={gpus}"
+        return self._start(*options, inside=inside, environment=environment)
 
     def remove(self, node: Family) -> None:
         """The node leaves as one that is shut down: the head is told, and need not find out."""
@@ -75,10 +81,10 @@ class RayCluster:
 
 
 @contextmanager
-def ray_cluster(cpus: int = 1) -> Iterator[RayCluster]:
+def ray_cluster(cpus: int = 1, gpus: int = 0) -> Iterator[RayCluster]:
     """A cluster for a while, in a folder of its own."""
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        cluster = RayCluster(Path(folder), cpus)
+        cluster = RayCluster(Path(folder), cpus, gpus)
         try:
             yield cluster
         finally:
