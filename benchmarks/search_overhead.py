@@ -95,6 +95,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="searches with bare trainings [default: 3]")
     parser.add_argument("--trials", type=int, default=500, help="that report at once [default: 500]")
     options = parser.parse_args()
+    if options.trials < 2 * EVERY:
+        parser.error(f"--trials is {options.trials}, but growth is seen from two samples on; give {2 * EVERY} or more")
     study = load_study(STUDY, [f"resources.concurrent_trials={CONCURRENT}"])
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -123,7 +125,9 @@ def one_round(folder: Path, study: Study, number: int) -> Round:
     command += ["--set", f"resources.concurrent_trials={CONCURRENT}"]
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     times = read_times(journal_of(folder, name))
-    return compared(times, bare_trainings(study, times.history, CONCURRENT))
+    found = compared(times, bare_trainings(study, times.history, CONCURRENT))
+    print(f"round {number + 1}: wall over bare {found.wall_over_bare:.3f}", file=sys.stderr)
+    return found
 
 
 def compared(times: JournalTimes, bare: Mapping[int, BareTraining]) -> Round:

@@ -473,8 +473,8 @@ class ResourcesSection(Section):
         cpus_per_trial: also the number of torch's threads; of several workers each has its part, and at least one.
         gpus_per_trial: a share of one, or several, each of which then has a worker of its own.
         workers_per_trial: processes that train one trial together, each on its share of every batch; None: one a GPU.
-        device: where trials compute; `auto`: on a GPU if they ask for one; `cpu`: nothing computes on a GPU, whatever is
-            asked for.
+        device: where trials compute; `auto`: on a GPU if they ask for one; `cpu`: nothing computes on a GPU, whatever
+            is asked for.
         concurrent_trials: how many run at once; None: as many as fit.
         precision: `fp32`, `bf16`, or `auto`: bf16 where the hardware of the trials has it.
         compile: `off`; `default` for torch.compile, `reduce-overhead` for torch.compile with CUDA graphs.
