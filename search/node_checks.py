@@ -49,6 +49,8 @@ def check_nodes(study: Study, splits: Callable[[], DataSplits]) -> None:
     """
     living = living_nodes()
     check_one_trial_fits(study, [node["Resources"] for node in living])
+    if study.resources.workers > 1:
+        _check_dashboard()
     if is_here_alone(living):
         return
     nodes = {node["NodeID"]: _name(node) for node in living}
@@ -59,6 +61,23 @@ def check_nodes(study: Study, splits: Callable[[], DataSplits]) -> None:
     for node, facts in answers.items():
         check_facts(nodes[node], facts, mine, storage)
     _check_what_is_read(study, splits().train, nodes, deadline)
+
+
+def _check_dashboard() -> None:
+    """Raises `InputError` unless Ray tells of its actors.
+
+    By that Ray Train notices that a trial was stopped, and gives the CPUs and GPUs of its workers back.
+    """
+    from ray.util.state import list_actors
+
+    try:
+        list_actors(limit=1, timeout=int(ANSWER_SECONDS))
+    except Exception as error:
+        # Of Ray's own kind, of the network's, or a bare one, by what fails.
+        raise InputError(
+            f"Ray's dashboard does not tell of actors ({reason(error)}), without which the workers of a stopped trial "
+            "would hold their GPUs; start Ray's head without --include-dashboard=false"
+        ) from error
 
 
 def check_one_trial_fits(study: Study, nodes: list[Mapping[str, float]]) -> None:

@@ -21,8 +21,12 @@ ANSWER_SECONDS = 5.0
 
 
 @contextmanager
-def ray_session(address: str | None) -> Iterator[None]:
+def ray_session(address: str | None, dashboard: bool = False) -> Iterator[None]:
     """Joins the cluster at `address` (or `RAY_ADDRESS`), or starts Ray on this machine; leaves or stops it at the end.
+
+    Args:
+        address: of a cluster; None: `RAY_ADDRESS`, else this machine.
+        dashboard: whether what is started has Ray's dashboard, and with it the interface that tells of actors.
 
     Raises:
         InputError: there is no cluster at the address.
@@ -35,10 +39,10 @@ def ray_session(address: str | None) -> Iterator[None]:
     answers = _answers(place)
     if answers is False:
         raise InputError(f"there is no Ray cluster at {place}: nothing answers; leave --address out to start one")
-    dashboard = False if place == "local" else None
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(place, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
+        with_dashboard = dashboard if place == "local" else None
+        ray.init(place, include_dashboard=with_dashboard, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError) as error:
         reason = str(error).splitlines()[0]
         if answers:

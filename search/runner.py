@@ -129,7 +129,7 @@ def run_search(
     checked = check_study(study, uri, address)
     view.notes(preset_note(study), imbalance_note(study, checked.splits), job_note(study, uri))
     view.say(_announcement(name, study, estimate(study, checked)))
-    with ray_session(address):
+    with ray_session(address, study.resources.workers > 1):
         check_nodes(study, lambda: checked.splits)
         view.notes(waiting_note(study))
         check_name_is_free(connect(uri, create=True), study.name, name)
@@ -194,7 +194,7 @@ def resume_search(
         connect(began.tracking_uri, create=True)
         close_decided(log, study.budget.rungs[-1])
         if not Plan(study, log.history).over:
-            stack.enter_context(ray_session(address))
+            stack.enter_context(ray_session(address, study.resources.workers > 1))
             check_nodes(study, lambda: study_data(study))
             view.notes(waiting_note(study))
         return _see_through(log, study, view, address, deadline)
@@ -221,7 +221,7 @@ def _see_through(
     begun_over = plan.over
     with ExitStack() as stack:
         if not begun_over:
-            stack.enter_context(ray_session(address))
+            stack.enter_context(ray_session(address, study.resources.workers > 1))
             stack.enter_context(ray_watched(partial(_end_without_ray, view)))
         preparation = prepare(study, view, address)
         execution = _execution(log, study, view, ray_is_running=not begun_over)

@@ -246,7 +246,7 @@ def test_tracking_server_keeps_its_runs_in_postgresql_and_its_data_on_volumes(se
     (container,) = named(server, "Deployment", "mlflow")["spec"]["template"]["spec"]["containers"]
     database = named(server, "Service", "mlflow-postgres")
     uri = environment(container)["MLFLOW_BACKEND_STORE_URI"]
-    assert uri == f"postgresql://mlflow:$(POSTGRES_PASSWORD)@{database['metadata']['name']}:5432/mlflow"
+    assert uri == f"postgresql+psycopg2://mlflow:$(POSTGRES_PASSWORD)@{database['metadata']['name']}:5432/mlflow"
     claims = {part["metadata"]["name"] for part in server if part["kind"] == "PersistentVolumeClaim"}
     used = {
         volume["persistentVolumeClaim"]["claimName"]

@@ -40,7 +40,7 @@ def postgres_database() -> Iterator[str]:
         )
         assert wait_for(lambda: subprocess.run([_programs() / "pg_isready", *place]).returncode == 0, 60)
         subprocess.run([_programs() / "createdb", *place, "mlflow"], check=True)
-        yield f"postgresql://{OWNER}@127.0.0.1:{port}/mlflow"
+        yield f"postgresql+psycopg2://{OWNER}@127.0.0.1:{port}/mlflow"
     finally:
         family.kill()
         shutil.rmtree(folder, ignore_errors=True)

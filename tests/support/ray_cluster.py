@@ -20,9 +20,10 @@ class RayCluster:
         folder: short, for Ray keeps its sockets there.
         cpus: of the head.
         gpus: of the head, made up.
+        dashboard: whether it has one.
     """
 
-    def __init__(self, folder: Path, cpus: int = 1, gpus: int = 0) -> None:
+    def __init__(self, folder: Path, cpus: int = 1, gpus: int = 0, dashboard: bool = False) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -39,7 +40,7 @@ class RayCluster:
         self._folder = folder
         self._nodes: list[Family] = []
         here = f"--num-cpus={cpus}", f"--num-gpus={gpus}"
-        self.head = self._start("--head", f"--port={port}", "--include-dashboard=false", *here)
+        self.head = self._start("--head", f"--port={port}", f"--include-dashboard={dashboard}", *here)
 
     def add(
         self, cpus: int = 1, gpus: int = 0, inside: Sequence[str] = (), environment: Mapping[str, str] | None = None
@@ -81,10 +82,10 @@ class RayCluster:
 
 
 @contextmanager
-def ray_cluster(cpus: int = 1, gpus: int = 0) -> Iterator[RayCluster]:
+def ray_cluster(cpus: int = 1, gpus: int = 0, dashboard: bool = False) -> Iterator[RayCluster]:
     """A cluster for a while, in a folder of its own."""
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        cluster = RayCluster(Path(folder), cpus, gpus)
+        cluster = RayCluster(Path(folder), cpus, gpus, dashboard)
         try:
             yield cluster
         finally:

@@ -53,7 +53,7 @@ class Shared:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
-    with ray_cluster() as cluster:
+    with ray_cluster(dashboard=True) as cluster:
         yield cluster
 
 
@@ -93,8 +93,7 @@ def test_a_trial_has_a_worker_on_each_node(shared: Shared) -> None:
 def test_a_trial_whose_worker_died_goes_on_from_its_checkpoint(shared: Shared) -> None:
     (retry,) = [e for e in shared.retried if e["event"] == "retry"]
     assert (retry["number"], retry["attempt"]) == (1, 1)
-    # The end of the first rung.
-    assert [e["epoch"] for e in shared.retried if e["event"] == "checkpoint" and e["number"] == 1] == [2]
+    assert [e["epoch"] for e in shared.retried if e["event"] == "checkpoint" and e["number"] == 1][:2] == [1, 2]
 
 
 def test_ctrl_c_ends_the_search_and_frees_its_workers(shared: Shared) -> None:
