@@ -8,7 +8,8 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from ..models.errors import InputError
-from .hint_loss import HINT_LOSSES, FeatureShape, HintLoss, Samples
+from .batches import Samples
+from .hint_loss import HINT_LOSSES, FeatureShape, HintLoss
 
 _TINY = 1e-7
 # Up to so many times the negatives, products with all images that are remembered are cheaper than reading some.

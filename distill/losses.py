@@ -7,15 +7,8 @@ from . import (  # noqa: F401 (they register what they define)
     joint_losses,
     relation_losses,
 )
-from .hint_loss import (
-    HINT_LOSSES,
-    AnyHintLoss,
-    FeatureShape,
-    HintLoss,
-    JointHintLoss,
-    Samples,
-    TeacherLayer,
-)
+from .batches import Samples
+from .hint_loss import HINT_LOSSES, AnyHintLoss, FeatureShape, HintLoss, JointHintLoss, TeacherLayer
 from .logit_losses import LOGIT_LOSSES, LogitLoss
 
 __all__ = [

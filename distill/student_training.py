@@ -80,7 +80,7 @@ class StudentTraining:
             if weights is not None:
                 apply_weights(network, dict(weights), f"the start of {spec.name}")
             if recipe.batch_norm == "batch" and not workers.alone:
-                network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+                network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
             # Before the taps, of which it must have no copy.
             self._average = MovingAverage(network, recipe.ema_decay) if recipe.ema_decay else None
             whole = HintedStudent(

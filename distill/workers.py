@@ -56,7 +56,7 @@ class Workers:
         """
         if self.alone:
             return share
-        gathered: Tensor = _Gather.apply(share, self, images)  # type: ignore[no-untyped-call]
+        gathered: Tensor = _Gather.apply(share, self, images)
         return gathered
 
     @torch.no_grad()
@@ -67,7 +67,7 @@ class Workers:
         for kind in _by_kind(tensors):
             flat = torch.cat([tensor.reshape(-1) for tensor in kind])
             dist.all_reduce(flat)
-            pieces = flat.split([tensor.numel() for tensor in kind])
+            pieces = torch.split(flat, [tensor.numel() for tensor in kind])
             for tensor, piece in zip(kind, pieces, strict=True):
                 tensor.copy_(piece.view_as(tensor))
 

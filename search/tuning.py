@@ -24,7 +24,7 @@ from .trial import HintResolver, TrialContext
 
 # What the process of a trial takes that has several workers, which ask for CPUs and GPUs themselves: a byte of memory,
 # for Ray places no trial that asks for nothing, and any part of a CPU would be missing for the last worker.
-WAITING = {"memory": 1}
+WAITING: dict[str, int | float] = {"memory": 1}
 # Seconds between Tune's snapshots: a year.
 NEVER = str(365 * 24 * 3600)
 
