@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
+# Set by a command that starts Ray for this machine alone.
+RAY_OF_SEVERAL_MACHINES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 TINY_STUDY = {
     "name": "tiny",
     "seed": 3,
@@ -62,7 +64,7 @@ class Family:
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         # Ray's own processes inherit it.
         self.mark = f"hintsearch-test-{uuid.uuid4()}"
-        unset = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "PYTHONPATH")
+        unset = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "PYTHONPATH", RAY_OF_SEVERAL_MACHINES)
         inherited = {key: value for key, value in os.environ.items() if key not in unset}
         self.environment = {**inherited, "HINTSEARCH_TEST_MARK": self.mark, **(environment or {})}
 
@@ -170,6 +172,8 @@ def call(arguments: Sequence[str], folder: Path, cache: Path) -> Ended:
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["hintsearch", *arguments])
         patch.setenv("HINTSEARCH_CACHE", str(cache))
+        # What a command sets here does not outlive it.
+        patch.setenv(RAY_OF_SEVERAL_MACHINES, "0")
         for variable in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
             patch.delenv(variable, raising=False)
         with pytest.raises(SystemExit) as left:

@@ -11,17 +11,15 @@ from processes import Family, wait_for
 
 
 class TrackingServer:
-    """`mlflow server` on a free port of 127.0.0.1; it keeps its port and its store when it is started again.
+    """`mlflow server` on sqlite, on a free port of 127.0.0.1; it keeps its port and its store when it is started again.
 
     Args:
-        folder: of the artifacts.
+        folder: of the store and the artifacts.
         allowed_hosts: names that it answers to; None: its own, with and without its port (trap 15).
-        store: address of the database; None: sqlite in the folder.
     """
 
-    def __init__(self, folder: Path, allowed_hosts: str | None = None, store: str | None = None) -> None:
+    def __init__(self, folder: Path, allowed_hosts: str | None = None) -> None:
         self._folder, self._allowed_hosts = folder, allowed_hosts
-        self._store = store or f"sqlite:///{folder / 'server.db'}"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -31,7 +29,7 @@ class TrackingServer:
     @property
     def client(self) -> MlflowClient:
         """On its store, whether it lives or not."""
-        return MlflowClient(self._store)
+        return MlflowClient(f"sqlite:///{self._folder / 'server.db'}")
 
     def start(self) -> None:
         """Returns as soon as it answers.
@@ -41,7 +39,7 @@ class TrackingServer:
         """
         host, port = self.address.split(":")
         options = {
-            "backend-store-uri": self._store,
+            "backend-store-uri": f"sqlite:///{self._folder / 'server.db'}",
             "artifacts-destination": str(self._folder / "artifacts"),
             "host": host,
             "port": port,

@@ -28,7 +28,6 @@ class Placed:
         search: where it lies.
         read_by_each: whether each of two nodes had one actor that read layers; then one of them was killed.
         two_a_gpu: whether each of two nodes then had two trials; one of them was killed.
-        joined: whether a node that came after that was given a trial.
         ended: how the search ended.
         events: its journal.
     """
@@ -36,7 +35,6 @@ class Placed:
     search: DisturbedSearch
     read_by_each: bool
     two_a_gpu: bool
-    joined: bool
     ended: Ended
     events: list[Event]
 
@@ -68,11 +66,8 @@ def placed(
         lambda: all(len(trial_processes(node)) == 2 for node in (cluster.head, third)), HANGS_S, every=0.05
     )
     third.kill()
-    fourth = cluster.add(**NODE)
-    joined = wait_for(lambda: bool(trial_processes(fourth)) or process.poll() is not None, HANGS_S, every=0.05)
-    joined = joined and bool(trial_processes(fourth))
     how = ended(process, HANGS_S)
-    return Placed(search, read_by_each, two_a_gpu, joined, how, search.events())
+    return Placed(search, read_by_each, two_a_gpu, how, search.events())
 
 
 def test_layers_are_read_by_one_actor_a_gpu(placed: Placed) -> None:
@@ -81,10 +76,6 @@ def test_layers_are_read_by_one_actor_a_gpu(placed: Placed) -> None:
 
 def test_trap_20_trials_that_share_a_gpu_are_placed_two_on_each(placed: Placed) -> None:
     assert placed.two_a_gpu
-
-
-def test_a_node_that_joins_is_given_trials(placed: Placed) -> None:
-    assert placed.joined
 
 
 def test_trap_10_a_search_outlives_nodes_that_die_in_both_phases(placed: Placed) -> None:
