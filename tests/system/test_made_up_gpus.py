@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
-from disturbances import CONTROLS, HANGS_S, SMALL_STUDY, DisturbedSearch, Event, Undisturbed, trial_processes
+from disturbances import CONTROLS, HANGS_S, NUMBERS, SMALL_STUDY, DisturbedSearch, Event, Undisturbed, trial_processes
 from mlflow.tracking import MlflowClient
 from processes import Ended, Family, ended, wait_for
 from ray_cluster import RayCluster, ray_cluster
@@ -12,12 +12,7 @@ from search_records import journaled_trials, missing_epochs, records, records_by
 
 NODE = {"cpus": 2, "gpus": 1}
 # Two trials share a GPU; what they ask for decides where they run, but there is none to compute on.
-STUDY = {
-    **SMALL_STUDY,
-    "budget": {**SMALL_STUDY["budget"], "trials": 14},
-    "resources": {"gpus_per_trial": 0.5, "device": "cpu"},
-}
-NUMBERS = list(range(1, CONTROLS + STUDY["budget"]["trials"] + 1))
+STUDY = {**SMALL_STUDY, "resources": {"gpus_per_trial": 0.5, "device": "cpu"}}
 
 
 @dataclass(frozen=True)
