@@ -71,8 +71,8 @@ class HintWeighting:
         self._passes = PassSnapshot(whole, device, whole.kept_buffers)
         self._before: _Before | None = None
         self._has_learned = False
-        # Indices and weights of the parts of the present step.
-        self._weighed_now: list[tuple[Tensor, Tensor]] = []
+        # Indices, weights and their sums over the images, of the parts of the present step.
+        self._weighed_now: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def begin_epoch(self, epoch: int) -> None:
         """Gets ready for an epoch of the main stage, from 1."""
@@ -121,10 +121,10 @@ class HintWeighting:
 
     def keep(self) -> None:
         """At the end of a step: its images have these weights."""
-        for indices, weights in self._weighed_now:
+        for indices, weights, sums in self._weighed_now:
             if self._weighs:
                 self._history.write(indices, weights)
-            self._sums += weights.double().sum(dim=0)
+            self._sums += sums
             self._weighed += len(weights)
         self._step += self._weighs
         self._forget()
@@ -209,11 +209,12 @@ class HintWeighting:
         return self._workers.share(self._network(self._workers.gather(seen, len(batch.whole.labels))))
 
     @torch.no_grad()
-    def _of_whole(self, batch: Batch, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Indices and weights of all images of a batch, of which this process may have a share."""
-        if batch.whole is None:
-            return batch.indices, weights.detach()
-        return batch.whole.indices, self._workers.gather(weights.detach(), len(batch.whole.labels))
+    def _of_whole(self, batch: Batch, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Indices, weights and their sums, of all images of a batch, of which this process may have a share."""
+        indices, of_all = batch.indices, weights.detach()
+        if batch.whole is not None:
+            indices, of_all = batch.whole.indices, self._workers.gather(of_all, len(batch.whole.labels))
+        return indices, of_all, of_all.double().sum(dim=0)
 
     def _learn_by(
         self, losses: WeightedLosses, seen: Tensor, lr: float, again: Callable[[], Tensor], part: Part

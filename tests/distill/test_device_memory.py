@@ -141,3 +141,17 @@ def test_error_of_memory_that_nothing_could_meet_is_one_clear_line() -> None:
 def test_other_errors_are_told_as_they_are() -> None:
     with pytest.raises(RuntimeError, match=r"^another$"), memory_errors_told("the start"):
         raise RuntimeError("another")
+
+
+def test_share_of_a_batch_is_not_halved_and_undoes_nothing() -> None:
+    halving = Halving("it", CPU, possible=False)
+    work = Work(halving, images=8, room=4)
+    undone: list[bool] = []
+    with pytest.raises(
+        OutOfDeviceMemoryError,
+        match="it ran out of device memory: its share of a batch, 8 images, is not halved, for the other workers",
+    ):
+        halving.run(8, work, lambda: undone.append(True))
+    assert work.tried == [[(0, 8)]]
+    assert undone == []
+    assert not halving.halved
