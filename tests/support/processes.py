@@ -80,6 +80,13 @@ class Family:
             start_new_session=True,
         )
 
+    def serve(self, command: Sequence[str], folder: Path) -> "subprocess.Popen[bytes]":
+        """Starts one that outlives who reads it: what it says is in `server.log`, for a full pipe would stop it."""
+        with (folder / "server.log").open("ab") as log:
+            return subprocess.Popen(
+                command, cwd=folder, env=self.environment, stdout=log, stderr=log, start_new_session=True
+            )
+
     def processes(self, but: Sequence[str] = ()) -> list[int]:
         """Living processes of the family; `but`: names that do not count."""
         found = []

@@ -11,15 +11,17 @@ from processes import Family, wait_for
 
 
 class TrackingServer:
-    """`mlflow server` on sqlite, on a free port of 127.0.0.1; it keeps its port and its store when it is started again.
+    """`mlflow server` on a free port of 127.0.0.1; it keeps its port and its store when it is started again.
 
     Args:
-        folder: of the store and the artifacts.
+        folder: of the artifacts.
         allowed_hosts: names that it answers to; None: its own, with and without its port (trap 15).
+        store: address of the database; None: sqlite in the folder.
     """
 
-    def __init__(self, folder: Path, allowed_hosts: str | None = None) -> None:
+    def __init__(self, folder: Path, allowed_hosts: str | None = None, store: str | None = None) -> None:
         self._folder, self._allowed_hosts = folder, allowed_hosts
+        self._store = store or f"sqlite:///{folder / 'server.db'}"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -29,7 +31,7 @@ class TrackingServer:
     @property
     def client(self) -> MlflowClient:
         """On its store, whether it lives or not."""
-        return MlflowClient(f"sqlite:///{self._folder / 'server.db'}")
+        return MlflowClient(self._store)
 
     def start(self) -> None:
         """Returns as soon as it answers.
@@ -39,7 +41,7 @@ class TrackingServer:
         """
         host, port = self.address.split(":")
         options = {
-            "backend-store-uri": f"sqlite:///{self._folder / 'server.db'}",
+            "backend-store-uri": self._store,
             "artifacts-destination": str(self._folder / "artifacts"),
             "host": host,
             "port": port,
@@ -48,7 +50,7 @@ class TrackingServer:
             "allowed-hosts": self._allowed_hosts or f"{host},{self.address}",
         }
         words = [word for name, value in options.items() for word in (f"--{name}", value)]
-        self._family.spawn([sys.executable, "-m", "mlflow", "server", *words], self._folder)
+        self._family.serve([sys.executable, "-m", "mlflow", "server", *words], self._folder)
         if not wait_for(self._answers, 90):
             raise TimeoutError(f"the MLflow server at {self.uri} does not answer")
 
