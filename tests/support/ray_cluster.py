@@ -7,7 +7,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from processes import Family, ended, wait_for
@@ -21,12 +21,18 @@ class RayCluster:
         cpus: of the head.
         gpus: of the head, made up.
         dashboard: whether it has one.
+        environment: further variables of all its nodes.
     """
 
-    def __init__(self, folder: Path, cpus: int = 1, gpus: int = 0, dashboard: bool = False) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+    def __init__(
+        self,
+        folder: Path,
+        cpus: int = 1,
+        gpus: int = 0,
+        dashboard: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        port, dashboard_port = _free_ports(2)
         # What a driver needs to join.
         self.environment = {
             "RAY_TMPDIR": str(folder),
@@ -35,12 +41,14 @@ class RayCluster:
             "RAY_USAGE_STATS_ENABLED": "0",
             # As in the command line's own Ray: no worker is started that nothing asks for.
             "RAY_prestart_worker_first_driver": "0",
+            **(environment or {}),
         }
         self.address = f"127.0.0.1:{port}"
         self._folder = folder
         self._nodes: list[Family] = []
         here = f"--num-cpus={cpus}", f"--num-gpus={gpus}"
-        self.head = self._start("--head", f"--port={port}", f"--include-dashboard={dashboard}", *here)
+        shown = f"--include-dashboard={dashboard}", f"--dashboard-port={dashboard_port}"
+        self.head = self._start("--head", f"--port={port}", *shown, *here)
 
     def add(
         self, cpus: int = 1, gpus: int = 0, inside: Sequence[str] = (), environment: Mapping[str, str] | None = None
@@ -73,7 +81,9 @@ class RayCluster:
     def _start(self, *options: str, inside: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> Family:
         node = Family({**self.environment, **(environment or {})})
         self._nodes.append(node)
-        command = [*inside, sys.executable, "-m", "ray.scripts.scripts", "start", *options]
+        # Ray's default is one port for all, so that the agent of a second Ray on a machine takes no jobs.
+        agent = f"--dashboard-agent-listen-port={_free_ports(1)[0]}"
+        command = [*inside, sys.executable, "-m", "ray.scripts.scripts", "start", *options, agent]
         how = ended(node.spawn(command, self._folder))
         if how.code:
             self.close()
@@ -81,11 +91,22 @@ class RayCluster:
         return node
 
 
+def _free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nothing listens on, each another one."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        return [free.getsockname()[1] for free in sockets]
+
+
 @contextmanager
-def ray_cluster(cpus: int = 1, gpus: int = 0, dashboard: bool = False) -> Iterator[RayCluster]:
+def ray_cluster(
+    cpus: int = 1, gpus: int = 0, dashboard: bool = False, environment: Mapping[str, str] | None = None
+) -> Iterator[RayCluster]:
     """A cluster for a while, in a folder of its own."""
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        cluster = RayCluster(Path(folder), cpus, gpus, dashboard)
+        cluster = RayCluster(Path(folder), cpus, gpus, dashboard, environment)
         try:
             yield cluster
         finally:

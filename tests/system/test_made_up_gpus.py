@@ -1,10 +1,15 @@
 """A cluster of nodes with a GPU each, made up, that come and go: where layers are read and trials are placed."""
 
+import contextlib
+import os
+import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import pytest
-from disturbances import CONTROLS, HANGS_S, NUMBERS, SMALL_STUDY, DisturbedSearch, Event, Undisturbed, trial_processes
+from disturbances import CONTROLS, HANGS_S, NUMBERS, SMALL_STUDY, DisturbedSearch, Event, Undisturbed
 from mlflow.tracking import MlflowClient
 from processes import Ended, Family, ended, wait_for
 from ray_cluster import RayCluster, ray_cluster
@@ -13,6 +18,8 @@ from search_records import journaled_trials, missing_epochs, records, records_by
 NODE = {"cpus": 2, "gpus": 1}
 # Two trials share a GPU; what they ask for decides where they run, but there is none to compute on.
 STUDY = {**SMALL_STUDY, "resources": {"gpus_per_trial": 0.5, "device": "cpu"}}
+# A trial's process, by the name that Ray gives it while it trains.
+TRAINING = "ray::ImplicitFunc.train"
 
 
 @dataclass(frozen=True)
@@ -54,15 +61,47 @@ def placed(
     search.command_line.environment["HINTSEARCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     second = cluster.add(**NODE)
     process = search.start()
-    read_by_each = wait_for(lambda: layer_actors(cluster.head) == layer_actors(second) == 1, HANGS_S, every=0.02)
+    read_by_each = has_one_layer_actor_on_each(process, cluster.head, second)
     second.kill()
     third = cluster.add(**NODE)
-    two_a_gpu = wait_for(
-        lambda: all(len(trial_processes(node)) == 2 for node in (cluster.head, third)), HANGS_S, every=0.05
-    )
+    two_a_gpu = has_two_trials_on_each(process, cluster.head, third)
     third.kill()
     how = ended(process, HANGS_S)
     return Placed(search, read_by_each, two_a_gpu, how, search.events())
+
+
+def has_one_layer_actor_on_each(process: "subprocess.Popen[str]", *nodes: Family) -> bool:
+    """The driver stands still meanwhile: else the first actor might have read all before the second one is up."""
+    begun = until(process, lambda: any(map(layer_actors, nodes)))
+    process.send_signal(signal.SIGSTOP)
+    try:
+        return begun and wait_for(lambda: [layer_actors(node) for node in nodes] == [1] * len(nodes), HANGS_S)
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+def has_two_trials_on_each(process: "subprocess.Popen[str]", *nodes: Family) -> bool:
+    """Trials that run stand still meanwhile: else they might be over before the last actor is up."""
+    held: set[int] = set()
+
+    def two_on_each() -> bool:
+        training = [[p for p, command in node.commands().items() if command.startswith(TRAINING)] for node in nodes]
+        for trial in set(chain(*training)) - held:
+            os.kill(trial, signal.SIGSTOP)
+            held.add(trial)
+        return [len(trials) for trials in training] == [2] * len(nodes)
+
+    try:
+        return until(process, two_on_each)
+    finally:
+        for trial in held:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(trial, signal.SIGCONT)
+
+
+def until(process: "subprocess.Popen[str]", condition: Callable[[], bool]) -> bool:
+    """Whether the condition came true while the process lived."""
+    return wait_for(lambda: process.poll() is not None or condition(), HANGS_S, every=0.02) and process.poll() is None
 
 
 def test_layers_are_read_by_one_actor_a_gpu(placed: Placed) -> None:
