@@ -5,37 +5,39 @@ import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice, pairwise
+from itertools import islice
 from multiprocessing.synchronize import Barrier
 
 import torch
 from hintsearch.distill.allocation import keep_freed_memory
-from hintsearch.distill.execution import Execution
+from hintsearch.distill.data import DataSplits
+from hintsearch.distill.execution import Execution, best_precision
 from hintsearch.distill.hint_configuration import HintConfiguration
 from hintsearch.distill.stepping import NonFiniteLossError
 from hintsearch.distill.trainer import Seeds, Trainer
+from hintsearch.models.zoo import ModelSpec
 from hintsearch.search.events import History, TrialHistory
-from hintsearch.search.preparation import Preparation, prepare
+from hintsearch.search.preparation import Preparation, prepare, study_data
 from hintsearch.search.specs import student_spec
 from hintsearch.search.study import Study
 from hintsearch.search.view import View
 
+PLAIN_EPOCHS = 4
+
 
 @dataclass(frozen=True)
 class BareTraining:
-    """What one training took by itself.
+    """When one training by itself was where, in seconds since 1970.
 
     Attributes:
         number: of the trial.
-        construction: seconds until it could begin.
-        epochs: seconds of each, validation included; of one that failed, until then.
-        steps: seconds of each without validation, of those that came to their end.
+        begun: when it was constructed.
+        ends: when it could begin, and the end of each epoch, validation included; of one that failed, then.
     """
 
     number: int
-    construction: float
-    epochs: tuple[float, ...]
-    steps: tuple[float, ...]
+    begun: float
+    ends: tuple[float, ...]
 
 
 def bare_trainings(study: Study, history: History, concurrent: int) -> dict[int, BareTraining]:
@@ -46,12 +48,12 @@ def bare_trainings(study: Study, history: History, concurrent: int) -> dict[int,
         history: of the search.
         concurrent: how many processes share the trials, as the search's actors did.
     """
-    assert history.prepared is not None
     trials = [trial for _, trial in sorted(history.trials.items())]
-    execution = Execution("cpu", history.prepared.precision)
     context = multiprocessing.get_context("spawn")
     warm = context.Barrier(concurrent)
-    with ProcessPoolExecutor(concurrent, context, _prepare, (study, execution, trials[0], warm)) as processes:
+    assert history.prepared is not None
+    given = (study, Execution("cpu", history.prepared.precision), trials[0], warm)
+    with ProcessPoolExecutor(concurrent, context, _prepare, given) as processes:
         trainings = list(processes.map(_timed, trials))
     return {training.number: training for training in trainings}
 
@@ -67,13 +69,34 @@ class _Prepared:
 
 # Of this process; an executor's initializer can hand it on in no other way.
 _ready: list[_Prepared] = []
+_plain: list[tuple[ModelSpec, DataSplits, Study]] = []
+
+
+def prepare_plain(study: Study) -> None:
+    """Readies a process of a yardstick: the student's training without a teacher."""
+    _ready_process(study)
+    splits = study_data(study)
+    _plain.append((student_spec(study, splits), splits, study))
+
+
+def train_plain() -> None:
+    """Trains a fresh student for a few epochs."""
+    spec, splits, study = _plain[0]
+    execution = Execution("cpu", best_precision("cpu")[0])
+    trainer = Trainer(spec, splits, study.recipe.recipe(), study.budget.rungs, Seeds(1, 1), execution=execution)
+    for _ in islice(trainer.epochs(), PLAIN_EPOCHS):
+        pass
+
+
+def _ready_process(study: Study) -> None:
+    gc.freeze()
+    keep_freed_memory()
+    torch.set_num_threads(study.resources.cpus_per_trial)
 
 
 def _prepare(study: Study, execution: Execution, first: TrialHistory, warm: Barrier) -> None:
     """Starts a process: warm before any training is timed, as an actor is after its first epoch."""
-    gc.freeze()
-    keep_freed_memory()
-    torch.set_num_threads(study.resources.cpus_per_trial)
+    _ready_process(study)
     view = View()
     view.console.quiet = True
     _ready.append(_Prepared(study, prepare(study, view), execution))
@@ -82,18 +105,15 @@ def _prepare(study: Study, execution: Execution, first: TrialHistory, warm: Barr
 
 
 def _timed(trial: TrialHistory) -> BareTraining:
-    started = time.perf_counter()
+    begun = time.time()
     trainer = _trainer(trial)
-    ends, steps = [time.perf_counter()], []
-    images = len(_ready[0].preparation.splits.train)
+    ends = [time.time()]
     try:
-        for result in islice(trainer.epochs(), _epochs(trial)):
-            ends.append(time.perf_counter())
-            steps.append(images / result.metrics["images_per_second"])
+        for _ in islice(trainer.epochs(), _epochs(trial)):
+            ends.append(time.time())
     except NonFiniteLossError:
-        ends.append(time.perf_counter())
-    epochs = tuple(end - begin for begin, end in pairwise(ends))
-    return BareTraining(trial.number, ends[0] - started, epochs, tuple(steps))
+        ends.append(time.time())
+    return BareTraining(trial.number, begun, tuple(ends))
 
 
 def _epochs(trial: TrialHistory) -> int:

@@ -43,6 +43,12 @@ class JournalTimes:
         before = reports[epoch - 1].metrics["training_seconds"] if epoch - 1 in reports else 0.0
         return reports[epoch].metrics["training_seconds"] - before
 
+    def rungs(self, number: int) -> int:
+        """How many rungs' ends a trial has reported, the last one's included."""
+        trial = self.history.trials[number]
+        completed = trial.finished is not None and trial.finished.outcome == "completed"
+        return completed + sum(report.decision is not None for report in trial.reports.values())
+
     @property
     def end(self) -> float:
         """When the last trial ended."""

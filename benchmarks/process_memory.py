@@ -36,8 +36,8 @@ def usage(process: int) -> Usage:
     return Usage((kilobytes["VmRSS"] - kilobytes["RssShmem"]) / 1e3, used)
 
 
-def below(process: int, named: str) -> list[int]:
-    """The processes below one whose command line holds a text, in the order of their numbers."""
+def below(process: int, named: str = "") -> list[int]:
+    """The processes below one, those whose command line holds a text, in the order of their numbers."""
     parents: dict[int, int] = {}
     for place in PROC.iterdir():
         if place.name.isdigit():

@@ -1,4 +1,6 @@
-"""A search whose trials train nothing: they report the curves of another search at once; `search_overhead.py` runs it.
+"""A search whose trials train nothing: they report the curves of another search at once.
+
+`search_overhead.py` and `throughput.py` run it.
 
 All but the trainable is the product's: `run_search` with its journal, Tune experiment, sampler, scheduler and MLflow.
 """
@@ -11,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import ray
 import torch
 from hintsearch.models.zoo import build_model
 from hintsearch.search import runner
@@ -30,6 +33,8 @@ def main() -> None:
     parser.add_argument("journal", type=Path, help="of the search whose curves are reported")
     parser.add_argument("--trials", type=int, default=500, help="controls included [default: 500]")
     parser.add_argument("--concurrent", type=int, default=2, help="trials at once [default: 2]")
+    parser.add_argument("--cores", type=int, help="that Ray pretends to have [default: as many as there are]")
+    parser.add_argument("--each", action="store_true", help="report each epoch by itself")
     parser.add_argument("--name", default="replayed", help="of this search [default: replayed]")
     parser.add_argument("--seconds", type=Path, metavar="FILE", help="write there what the sampler took, as JSON")
     options = parser.parse_args()
@@ -42,8 +47,11 @@ def main() -> None:
     study = load_study("digits", [f"{key}={value}" for key, value in keys.items()])
     sampling = Stopwatch(runner.ArmSampler.suggest)
     # The only changes to the product, and the second one changes nothing but that it is timed.
-    vars(runner)["run_trial"] = replaying(curves_of(options.journal))
+    vars(runner)["run_trial"] = replaying(curves_of(options.journal), options.each)
     runner.ArmSampler.suggest = lambda *arguments: sampling(*arguments)  # type: ignore[method-assign]
+    if options.cores:
+        # A search takes a Ray that is there.
+        ray.init(num_cpus=options.cores, include_dashboard=False)
     runner.run_search(study, name=options.name, view=View(True))
     if options.seconds:
         options.seconds.write_text(json.dumps(sampling.seconds))
@@ -78,7 +86,7 @@ def curves_of(journal: Path) -> list[Reports]:
     return [[trial.reports[epoch].metrics for epoch in sorted(trial.reports)] for trial in completed]
 
 
-def replaying(curves: Sequence[Reports]) -> Callable[[dict[str, Any], TrialContext], None]:
+def replaying(curves: Sequence[Reports], each: bool) -> Callable[[dict[str, Any], TrialContext], None]:
     """A trainable in the place of `run_trial`."""
 
     def run_trial(config: dict[str, Any], context: TrialContext) -> None:
@@ -89,7 +97,7 @@ def replaying(curves: Sequence[Reports]) -> Callable[[dict[str, Any], TrialConte
         curve = curves[config["number"] % len(curves)]
         for epoch, metrics in enumerate(curve, start=1):
             reports.add({"epoch": epoch, "epoch_seconds": 0.0, **metrics})
-            if epoch == len(curve):
+            if epoch == len(curve) or (each and epoch not in context.rungs):
                 reports.send()
             elif epoch in context.rungs:
                 # As a trial does at the end of a rung.

@@ -41,32 +41,18 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hintsearch.models.candidates import stage_ends
-from hintsearch.search.epoch_reports import EPOCHS
-from hintsearch.search.events import Began
-from hintsearch.search.failures import FailureBudget
-from hintsearch.search.journal import SearchLog
-from hintsearch.search.sampler import ArmSampler
-from hintsearch.search.scheduler import RungScheduler
-from hintsearch.search.searcher import JournalSearcher
-from hintsearch.search.study import Study, validate_study
-from hintsearch.search.trial import HintResolver
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import TrialScheduler
-from ray.tune.search import Searcher
-from recorded_curves import DIGITS, NearestCurve, RecordedTrial, Recording, read_recording
+from hintsearch.search.study import validate_study
+from recorded_curves import DIGITS, RecordedTrial, Recording, read_recording
 from rich.console import Console
 from rich.table import Table
+from simulated_search import MEMORY, Running, SimulatedSearch
 
 CONCURRENT = 2
 OBJECTIVE = "val_accuracy"
-# The journal is fsynced at every event; in memory that costs nothing.
-MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -209,104 +195,36 @@ def simulated(task: Task) -> list[Reached]:
     changed = {"seed": task.seed, "budget": {**recording.study["budget"], **task.way.budget}, "confirm": {"seeds": 0}}
     study = validate_study({**recording.study, **changed}, task.way.name)
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
-        return SimulatedSearch(study, recording, Path(folder)).run(task.targets, task.epochs)
+        return searched(SimulatedSearch(study, recording, Path(folder)), task.targets, task.epochs)
 
 
-@dataclass
-class Running:
-    """A trial under way.
-
-    Attributes:
-        trial: Tune's own.
-        curve: what it reports.
-        epoch: the last one that it has reported.
-    """
-
-    trial: Trial
-    curve: RecordedTrial
-    epoch: int = 0
-
-
-class SimulatedSearch:
-    """The parts of a search that decide, driven as Tune drives them.
+def searched(search: SimulatedSearch, targets: Sequence[float], epochs: int) -> list[Reached]:
+    """Searches until a search trial ends with the highest target, or so many epochs of search trials are trained.
 
     Args:
-        study: what is searched, and how.
-        recording: takes the place of the training.
-        folder: of the journal.
+        search: to play.
+        targets: values to reach.
+        epochs: the budget.
+
+    Returns:
+        When each target was reached.
     """
-
-    def __init__(self, study: Study, recording: Recording, folder: Path) -> None:
-        self._study, self._recording = study, recording
-        self._log = SearchLog(folder / "journal.jsonl")
-        self._log.record(Began("simulated", study.resolved(), version("hintsearch"), ""))
-        sampler = ArmSampler(study, "simulated", len(stage_ends(recording.student)))
-        self._log.listen(sampler)
-        resolver = HintResolver(recording.teacher, recording.student, recording.distances, study.seed)
-        failures = FailureBudget(study.budget.failures)
-        self._log.listen(failures)
-        self._searcher = JournalSearcher(self._log, sampler, resolver, study, failures)
-        self._scheduler = RungScheduler(self._log, study, failures)
-        self._nearest = NearestCurve(recording)
-
-    def run(self, targets: Sequence[float], epochs: int) -> list[Reached]:
-        """Searches until a search trial ends with the highest target, or so many epochs of search trials are trained.
-
-        Args:
-            targets: values to reach.
-            epochs: the budget.
-
-        Returns:
-            When each target was reached.
-        """
-        running: list[Running | None] = [None] * CONCURRENT
-        reached: dict[float, Reached] = {}
-        spent = begun = 0
-        for slot in itertools.cycle(range(CONCURRENT)):
-            current = running[slot] or self._start()
-            of_search = current.curve.arm == "search"
-            begun += of_search and current.epoch == 0
-            spent += of_search
-            running[slot] = current if self._train_epoch(current) else None
-            if running[slot] is None and of_search:
-                value = self._value(current)
-                reached |= {t: Reached(spent, begun) for t in targets if t <= value and t not in reached}
-            if len(reached) == len(targets) or spent >= epochs:
-                break
-        return [reached.get(target, Reached(None, begun)) for target in targets]
-
-    def _start(self) -> Running:
-        """Tune's next trial."""
-        name = f"{len(self._log.history.trials):08d}"
-        config = self._searcher.suggest(name)
-        assert config != Searcher.FINISHED
-        trial = Trial("replayed", trial_id=name, config=config, stub=True)
-        suggested = self._log.history.trials[config["number"]].suggested
-        if suggested.control:
-            runs = self._recording.controls(suggested.control)
-            return Running(trial, runs[self._study.seed % len(runs)])
-        return Running(trial, self._nearest.find(suggested.parameters, suggested.selection["indices"]))
-
-    def _train_epoch(self, running: Running) -> bool:
-        """Reports one epoch; whether the trial goes on."""
-        running.epoch += 1
-        figures: dict[str, Any] = {"epoch": running.epoch, "epoch_seconds": 1.0}
-        if running.epoch > running.curve.epochs:
-            figures["failure"] = running.curve.failure
-        else:
-            figures |= running.curve.metrics(running.epoch)
-        result = {EPOCHS: [figures]}
-        decision = self._scheduler.on_trial_result(None, running.trial, result)
-        if decision == TrialScheduler.CONTINUE and running.epoch < self._study.budget.rungs[-1]:
-            return True
-        self._searcher.on_trial_complete(running.trial.trial_id, result)
-        return False
-
-    def _value(self, ended: Running) -> float:
-        """Of a trial that has completed; no value of one that was stopped or failed counts."""
-        finished = self._log.history.trials[ended.trial.config["number"]].finished
-        assert finished is not None
-        return final(ended.curve) if finished.outcome == "completed" else float("-inf")
+    running: list[Running | None] = [None] * CONCURRENT
+    reached: dict[float, Reached] = {}
+    spent = begun = 0
+    for slot in itertools.cycle(range(CONCURRENT)):
+        current = running[slot] or search.start()
+        assert current is not None, "a way's trials are endless"
+        of_search = current.curve.arm == "search"
+        begun += of_search and current.epoch == 0
+        spent += of_search
+        running[slot] = current if search.train_epoch(current) else None
+        if running[slot] is None and of_search:
+            value = final(current.curve) if search.completed(current) else -math.inf
+            reached |= {t: Reached(spent, begun) for t in targets if t <= value and t not in reached}
+        if len(reached) == len(targets) or spent >= epochs:
+            break
+    return [reached.get(target, Reached(None, begun)) for target in targets]
 
 
 def summaries(tasks: Sequence[Task], ended: Sequence[Reached], budget: int) -> dict[str, Any]:
