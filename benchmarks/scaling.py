@@ -5,7 +5,8 @@
 The model plays a search through, event by event: the real searcher and scheduler, so that pruning is theirs, on
 recorded learning curves of the digits study (`benchmarks/curves`), N trials at once. An epoch takes a given time. Its
 report waits for the driver, which takes one after the other, and the trial waits for it, as in Tune. A trial that ends
-gives its GPU to the next one after what a start takes. MLflow's writer sends what has come in, one request a trial, one
+gives its GPU to the next one after what a start takes, and what the sampler takes, which grows with the trials, is
+timed while the model plays. MLflow's writer sends what has come in, one request a trial, one
 after the other, and waits a second before each round; how far it lags behind is told. All these times are measured:
 by `throughput.py` (--parts), and an epoch of the check by the trainings themselves.
 
@@ -33,6 +34,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from hintsearch.search.study import validate_study
@@ -144,18 +146,18 @@ def main() -> None:
     parser.add_argument(
         "--epoch-seconds", type=float, nargs="+", default=[0.1, 1, 10, 600], help="[default: 0.1 1 10 600]"
     )
-    parser.add_argument("--trials-per-gpu", type=int, default=8, help="search trials [default: 8]")
+    parser.add_argument("--trials-per-gpu", type=int, default=2, help="search trials [default: 2]")
     parser.add_argument("--price", type=float, default=3.0, help="of a GPU and hour [default: 3]")
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2], help="of the check [default: 1 2]")
     options = parser.parse_args()
     parts = parts_of(options.parts)
     recording = read_recording(DIGITS)
     checks = [checked(recording, parts, workers) for workers in options.workers]
-    sizes = [
-        sized(recording, parts, seconds, gpus, options.trials_per_gpu, options.price)
-        for seconds in options.epoch_seconds
-        for gpus in options.gpus
-    ]
+    sizes = []
+    for seconds in options.epoch_seconds:
+        for gpus in options.gpus:
+            sizes.append(sized(recording, parts, seconds, gpus, options.trials_per_gpu, options.price))
+            print(sizes[-1], file=sys.stderr)
     figures = {
         "parts": asdict(parts),
         "check": [{**asdict(one), "predicted_over_measured": one.predicted_over_measured} for one in checks],
@@ -189,8 +191,9 @@ def checked(recording: Recording, parts: Parts, workers: int) -> Checked:
         os.environ["HINTSEARCH_CACHE"] = str(Path(folder) / "cache")
         found = one_round(Path(folder), "check", keys, yardstick)
     course = played(recording, parts, found.bare / found.epochs, workers, recording.study["budget"]["trials"])
-    print(f"checked on {workers}", file=sys.stderr)
-    return Checked(workers, course.wall - course.up, found.wall / workers)
+    check = Checked(workers, course.wall - course.up, found.wall / workers)
+    print(f"checked on {workers}: model over measured {check.predicted_over_measured:.2f}", file=sys.stderr)
+    return check
 
 
 def sized(recording: Recording, parts: Parts, epoch: float, gpus: int, per_gpu: int, price: float) -> Size:
@@ -242,6 +245,8 @@ class Player:
         self._driver_free = self._driver_busy = self._trained = self._last_start = 0.0
         self._writes: list[tuple[float, str, bool]] = []
         self._trials = 0
+        # What the last suggestion took here.
+        self._sampling = 0.0
 
     def play(self) -> Course:
         """To the end."""
@@ -251,15 +256,21 @@ class Player:
             running = self._running.get(worker)
             if running is not None:
                 wall = max(wall, self._report(time, worker, running))
-            elif started := self._search.start():
+            elif started := self._started():
                 self._running[worker] = started
                 self._trials += 1
-                self._last_start = self._driven(time, self._parts.trial)
+                self._last_start = self._driven(time, self._parts.trial + self._sampling)
                 self._writes.append((self._last_start, started.trial.trial_id, True))
                 self._train(max(self._last_start, time + self._parts.start), worker, started)
         store, lag = logged(self._writes, self._parts)
         up = max(self._reported.values())
         return Course(wall, up, self._trained, self._last_start, self._driver_busy, store, lag, self._trials)
+
+    def _started(self) -> Running | None:
+        began = perf_counter()
+        started = self._search.start()
+        self._sampling = perf_counter() - began
+        return started
 
     def _train(self, time: float, worker: int, running: Running) -> None:
         """Until the next report."""

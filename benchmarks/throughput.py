@@ -107,6 +107,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=".") as place:
         folder = Path(place).resolve()
         os.environ |= {"HINTSEARCH_CACHE": str(folder / "cache"), "MLFLOW_DISABLE_TELEMETRY": "true"}
+        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         journal = journal_reports(folder, options.seconds)
         with tracking_server(folder) as server:

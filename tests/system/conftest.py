@@ -14,7 +14,16 @@ from processes import Ended, wait_for
 from ray_cluster import RayCluster, ray_cluster
 
 # One that waits, while the others wait for the teacher; then the longest: begun last, each would be waited for alone.
-FIRST = ("test_late_ray", "test_dead_tracking_server", "test_stopped_driver", "test_killed_driver", "test_full_disk")
+FIRST = (
+    "test_late_ray",
+    "test_dead_tracking_server",
+    "test_stopped_driver",
+    "test_trial_workers",
+    "test_killed_driver",
+    "test_full_disk",
+    "test_ray_jobs",
+    "test_made_up_gpus",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
