@@ -57,8 +57,8 @@ class Parts:
 
     Attributes:
         start: of an actor between two trials.
-        report: of the driver, for a report.
-        trial: of the driver, for what a trial has beside its reports.
+        report: of the driver, for a message, however many epochs it has.
+        trial: of the driver, for all else of a trial: its start, its end, what is journaled and logged of its epochs.
         request: of the tracking store, for a trial's epochs of a moment.
         run: of the tracking store, for a trial's run.
     """
@@ -78,7 +78,7 @@ class Course:
         wall: from the first trial's start to the last one's end.
         up: when each worker had reported.
         trained: of all workers together, in training.
-        last_start: when no trial was left to begin.
+        idle: of workers for which no trial was left to begin, all together.
         driver: that it was busy.
         store: that it was busy.
         lag: the longest time from a report to the store.
@@ -88,7 +88,7 @@ class Course:
     wall: float
     up: float
     trained: float
-    last_start: float
+    idle: float
     driver: float
     store: float
     lag: float
@@ -201,9 +201,8 @@ def sized(recording: Recording, parts: Parts, epoch: float, gpus: int, per_gpu: 
     course = played(recording, parts, epoch, gpus, gpus * per_gpu)
     busy = {"driver": course.driver / course.wall, "tracking store": course.store / course.wall}
     limit, most = max(busy.items(), key=lambda item: item[1])
-    idle = (course.wall - course.last_start) / course.wall
     if most < BUSY:
-        limit = "tail" if idle > 1 - BUSY else "none"
+        limit = "tail" if course.idle > (1 - BUSY) * course.wall * gpus else "none"
     return Size(
         epoch,
         gpus,
@@ -242,9 +241,11 @@ class Player:
         self._due = [(0.0, worker) for worker in range(workers)]
         self._running: dict[int, Running] = {}
         self._reported: dict[int, float] = {}
-        self._driver_free = self._driver_busy = self._trained = self._last_start = 0.0
+        self._driver_free = self._driver_busy = self._trained = 0.0
         self._writes: list[tuple[float, str, bool]] = []
         self._trials = 0
+        # When each worker found no trial to begin.
+        self._ended: list[float] = []
         # What the last suggestion took here.
         self._sampling = 0.0
 
@@ -259,12 +260,15 @@ class Player:
             elif started := self._started():
                 self._running[worker] = started
                 self._trials += 1
-                self._last_start = self._driven(time, self._parts.trial + self._sampling)
-                self._writes.append((self._last_start, started.trial.trial_id, True))
-                self._train(max(self._last_start, time + self._parts.start), worker, started)
+                begun = self._driven(time, self._parts.trial + self._sampling)
+                self._writes.append((begun, started.trial.trial_id, True))
+                self._train(max(begun, time + self._parts.start), worker, started)
+            else:
+                self._ended.append(time)
         store, lag = logged(self._writes, self._parts)
         up = max(self._reported.values())
-        return Course(wall, up, self._trained, self._last_start, self._driver_busy, store, lag, self._trials)
+        idle = sum(wall - ended for ended in self._ended)
+        return Course(wall, up, self._trained, idle, self._driver_busy, store, lag, self._trials)
 
     def _started(self) -> Running | None:
         began = perf_counter()

@@ -9,8 +9,7 @@
 3. Driver: a search of the digits study whose trials train nothing and report recorded curves at once
    (`replayed_search.py`), each epoch by itself, and once more the epochs of a rung together, which tells reports from
    trials; with more and more actors on a Ray that pretends to have as many cores. What the actors need comes from the
-   same cores, so reports a second are a lower bound; one over the driver's processor time a report is what one core of
-   its own would take in.
+   same cores, so reports a second are a lower bound.
 
 The keys of the JSON file: journal_reports_per_s, stores (store, writers, epochs_per_request, requests_per_s,
 epochs_per_s, trial_s), driver (actors, reports_per_s, report_cpu_s, trial_cpu_s, start_s).
@@ -82,8 +81,8 @@ class Driven:
     Attributes:
         actors: that report as fast as they can.
         reports_per_s: of one epoch each, that came in.
-        report_cpu_s: the driver's processor time for one, the journal's and MLflow's writes included.
-        trial_cpu_s: for what a trial has beside its reports.
+        report_cpu_s: the driver's processor time for a message of Tune's, however many epochs it has.
+        trial_cpu_s: for all else of a trial: its start, its end, what is journaled and logged of its epochs.
         start_s: of an actor, from the end of one trial to the end of the next one that trains nothing.
     """
 

@@ -3,7 +3,7 @@
 import os
 from datetime import datetime
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from ..models.errors import InputError
 
@@ -29,15 +29,22 @@ def tracking_uri(option: str | None, study_uri: str | None) -> str:
     uri = option or os.environ.get("MLFLOW_TRACKING_URI") or study_uri or f"{SQLITE}mlflow.db"
     if uri.startswith(SQLITE):
         return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).expanduser().resolve()}"
-    if urlsplit(uri).password:
+    if _has_secret(uri):
         # The journal, the exported file and MLflow's own pages would show it.
         raise InputError(
-            "the tracking store's address holds a password; leave it out and set MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD (PGPASSWORD for PostgreSQL)"
+            "the tracking store's address holds a password or a token; leave it out and set MLFLOW_TRACKING_USERNAME "
+            "and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN (PGPASSWORD for PostgreSQL)"
         )
     if "://" not in uri:
         raise InputError(f"the tracking store {uri!r} is no address; write sqlite:///FILE or http://HOST:PORT")
     return uri
+
+
+def _has_secret(uri: str) -> bool:
+    """Whether an address holds a password, or what a server takes as a token in the place of a user."""
+    parts = urlsplit(uri)
+    in_query = {"password", "sslpassword"} & set(parse_qs(parts.query))
+    return bool(parts.password or in_query or (parts.username and parts.scheme in ("http", "https")))
 
 
 def sqlite_file(uri: str) -> Path | None:

@@ -2,6 +2,7 @@
 
 import errno
 import re
+import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ from .study import Study, validate_study
 from .study_types import NAME_PATTERN
 from .tracking import TrackedSearch, check_name_is_free, connect
 from .trial import run_trial
-from .trial_workers import by_workers
+from .trial_workers import by_workers, workers_folder
 from .tuning import make_tuner, trial_context, trial_resolver
 from .view import View
 
@@ -341,6 +342,9 @@ def _run_tune(
             if log.broken is not None:
                 raise log.broken from None
             raise
+        finally:
+            # Of trials that were stopped, or of an earlier launch.
+            shutil.rmtree(workers_folder(log.path.parent), ignore_errors=True)
     if failures.not_shared:
         view.say(f"Trials could not read their data ({failures.not_shared}).")
     if failures.no_room:

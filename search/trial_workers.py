@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +45,7 @@ def by_workers(file: SharedFile, resources: ResourcesSection) -> Callable[[dict[
     def wait_for_workers(config: dict[str, Any]) -> None:
         start = last_checkpoint(config)
         reports = EpochReports()
-        for message in group.run(config, start.path if start else None, tune.get_context().get_trial_dir()):
+        for message in group.run(config, start.path if start else None):
             if FAILED in message:
                 reports.fail(message[FAILED])
                 return
@@ -57,6 +58,11 @@ def by_workers(file: SharedFile, resources: ResourcesSection) -> Callable[[dict[
                 reports.send()
 
     return wait_for_workers
+
+
+def workers_folder(results: Path) -> Path:
+    """Where the workers of a search's trials leave their checkpoints for them; gone when the search is over."""
+    return results / "workers"
 
 
 class _Group:
@@ -74,17 +80,20 @@ class _Group:
         self._file, self._workers, self._on_gpu = file, workers, on_gpu
         self._each = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
 
-    def run(self, config: dict[str, Any], start: str | None, folder: str) -> Iterator[dict[str, Any]]:
+    def run(self, config: dict[str, Any], start: str | None) -> Iterator[dict[str, Any]]:
         """What the workers tell, until they are done.
 
         Args:
             config: of the trial.
             start: folder of the checkpoint that they go on from; None: they start anew.
-            folder: of the trial, in storage that all nodes see.
 
         Raises:
             Exception: a worker raised, or its process died.
         """
+        # Tune's own folder of a trial lies on the machine of its process, where workers on others do not see it.
+        storage = workers_folder(Path(self._file.path).parent)
+        storage.mkdir(exist_ok=True)
+        folder = tempfile.mkdtemp(prefix=f"{config['number']}-", dir=storage)
         # One epoch ahead of what has been reported, and no more.
         queue = Queue(1, actor_options={"num_cpus": 0})
         loop = {"file": self._file, "config": config, "start": start, "folder": folder, "queue": queue}
@@ -98,6 +107,7 @@ class _Group:
             except Empty:
                 if not was_running:
                     break
+        shutil.rmtree(folder, ignore_errors=True)
         for error in errors:
             raise error
 
@@ -156,6 +166,7 @@ def _train(loop: dict[str, Any], context: TrialContext, workers: Workers) -> Non
         folder: Path | None = None
         if training.checkpoint_due:
             folder = Path(loop["folder"]) / f"epoch-{metrics['epoch']}"
-            folder.mkdir(exist_ok=True)
+            # With its parents: a file server's client may not have heard of them yet.
+            folder.mkdir(parents=True, exist_ok=True)
             training.save(folder)
         loop["queue"].put({EPOCH: metrics, CHECKPOINT: str(folder) if folder else None, OVER: training.over})

@@ -50,6 +50,16 @@ def test_the_head_is_one_of_the_node_types(cluster: Cluster) -> None:
     assert cluster["head_node_type"] in cluster["available_node_types"]
 
 
+def test_trap_28_the_dashboard_is_on_the_heads_loopback_interface(cluster: Cluster) -> None:
+    (start,) = (command for command in cluster["head_start_ray_commands"] if "ray start" in command)
+    assert "--dashboard-host=127.0.0.1" in start.split()
+    assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in start.split()
+
+
+def test_trap_29_usage_statistics_are_off_on_every_node(cluster: Cluster) -> None:
+    assert "RAY_USAGE_STATS_ENABLED=0" in _setup(cluster)
+
+
 def test_workers_scale_from_zero(cluster: Cluster) -> None:
     workers = _workers(cluster)
     assert workers

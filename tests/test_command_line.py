@@ -82,7 +82,15 @@ def test_trap_29_nobody_is_called_unless_the_user_wants_it() -> None:
     assert [line.split() for line in said] == [["0", "true"], ["1", "false"]]
 
 
-@pytest.mark.parametrize("uri", ["http://me:secret@host:5000", "postgresql://me:secret@host/db"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://me:secret@host:5000",
+        "https://secret@host:5000",
+        "postgresql://me:secret@host/db",
+        "postgresql://me@host/db?sslmode=require&password=secret",
+    ],
+)
 def test_trap_9_a_password_in_the_stores_address_is_refused_and_not_repeated(
     uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -49,6 +49,8 @@ def postgres_database() -> Iterator[str]:
 def _programs() -> Path:
     """Where the newest version's programs are; the package's wrappers on the path lack some."""
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+    if not versions:
+        raise FileNotFoundError("no PostgreSQL in /usr/lib/postgresql: install Debian's package postgresql")
     return versions[-1]
 
 

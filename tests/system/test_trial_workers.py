@@ -35,6 +35,7 @@ class Shared:
     Attributes:
         search: where it lies.
         places: nodes that had a worker of the first trial.
+        in_results: folders in the search's own, which all nodes see, where the first trial's workers left checkpoints.
         retried: the journal when a worker of the first trial had been killed and the trial begun again.
         pruned_freed: whether the workers of a trial that was stopped at a rung were gone in time.
         stopped: how it ended when Ctrl-C was pressed.
@@ -46,6 +47,7 @@ class Shared:
 
     search: DisturbedSearch
     places: list[bool]
+    in_results: list[str]
     retried: list[Event]
     pruned_freed: bool
     stopped: Ended
@@ -77,6 +79,7 @@ def shared(new_search: Callable[..., DisturbedSearch], cluster: RayCluster, seco
     process = search.start()
     search.wait(process, reported(1, 3))
     places = [bool(workers_of(node)) for node in (cluster.head, second)]
+    in_results = [path.name for path in (search.results / "workers").iterdir()]
     os.kill(workers_of(second)[0], signal.SIGKILL)
     search.wait(process, lambda events: any(e["event"] == "retry" for e in events))
     retried = search.events()
@@ -91,11 +94,17 @@ def shared(new_search: Callable[..., DisturbedSearch], cluster: RayCluster, seco
     last = search.finish("--resume")
     wait_for(lambda: not workers_of(cluster.head, second), FREED_S)
     left = workers_of(cluster.head, second)
-    return Shared(search, places, retried, pruned_freed, stopped, freed, last, left, search.events())
+    return Shared(search, places, in_results, retried, pruned_freed, stopped, freed, last, left, search.events())
 
 
 def test_a_trial_has_a_worker_on_each_node(shared: Shared) -> None:
     assert shared.places == [True, True]
+
+
+def test_trap_23_checkpoints_go_from_worker_to_trial_where_all_nodes_see_them(shared: Shared) -> None:
+    (of_first,) = shared.in_results
+    assert of_first.startswith("1-")
+    assert not (shared.search.results / "workers").exists()
 
 
 def test_a_trial_whose_worker_died_goes_on_from_its_checkpoint(shared: Shared) -> None:
