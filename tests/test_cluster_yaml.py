@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 import ray.autoscaler
 import yaml
+from hintsearch.search.study import load_study
 from packaging.utils import parse_wheel_filename
 
 ROOT = Path(__file__).parents[1]
@@ -122,3 +123,16 @@ def test_every_node_mounts_the_shared_storage(cluster: Cluster) -> None:
 def test_nodes_demand_the_token_that_they_are_given(cluster: Cluster) -> None:
     assert re.findall(r"RAY_AUTH_MODE=(\w+)", _setup(cluster)) == ["token"]
     assert "~/.ray/auth_token" in cluster["file_mounts"]
+
+
+@pytest.mark.parametrize("study", sorted(path.stem for path in (ROOT / "studies").glob("*.yaml")))
+def test_workers_of_a_shipped_studys_trials_fit_on_the_nodes(cluster: Cluster, study: str) -> None:
+    """A trial that fits on no node would wait for ever on a cluster that grows for trials that wait."""
+    resources = load_study(study).resources
+    rayjob = next(yaml.safe_load_all((ROOT / "deploy" / "rayjob.yaml").read_text()))
+    (group,) = rayjob["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    nodes = [(node["resources"]["CPU"], node["resources"]["GPU"]) for node in _workers(cluster).values()]
+    for cpus, gpus in [*nodes, (int(limits["cpu"]), int(limits["nvidia.com/gpu"]))]:
+        assert resources.cpus_per_worker <= cpus
+        assert resources.gpus_per_worker <= gpus
