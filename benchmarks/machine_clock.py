@@ -89,8 +89,9 @@ class Yardstick:
         stops: list[Stop] = []
         while running():
             begin = time.time()
-            stopped = _stop(family)
+            stopped: set[int] = set()
             try:
+                _stop(family, stopped)
                 took = self.seconds()
             finally:
                 _signal(stopped, signal.SIGCONT)
@@ -105,13 +106,11 @@ def _processes() -> frozenset[int]:
     return frozenset(process.pid for process in multiprocessing.active_children() if process.pid is not None)
 
 
-def _stop(family: Callable[[], Iterable[int]]) -> set[int]:
-    """Until all processes stand still, those too that were started meanwhile."""
-    stopped: set[int] = set()
+def _stop(family: Callable[[], Iterable[int]], stopped: set[int]) -> None:
+    """Until all processes stand still, those too that were started meanwhile; notes which ones it stops."""
     while new := set(family()) - stopped:
-        _signal(new, signal.SIGSTOP)
         stopped |= new
-    return stopped
+        _signal(new, signal.SIGSTOP)
 
 
 def _signal(processes: Iterable[int], number: signal.Signals) -> None:

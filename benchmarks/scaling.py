@@ -37,18 +37,18 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from hintsearch.search.epoch_reports import REPORT_SECONDS
+from hintsearch.search.mlflow_logger import GATHER_SECONDS
 from hintsearch.search.study import validate_study
 from recorded_curves import DIGITS, Recording, read_recording
 from rich.console import Console
 from rich.table import Table
 from search_overhead import digits_yardstick, one_round
 from simulated_search import MEMORY, Running, SimulatedSearch
+from throughput import SERVER
 
 PARTS = Path(__file__).parent.parent / "docs" / "results" / "throughput.json"
-# Epochs of less are reported together.
-REPORT_SECONDS = 1.0
 BUSY = 0.8
-STORE = "mlflow server on sqlite"
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def parts_of(file: Path) -> Parts:
     (store,) = (
         one
         for one in measured["stores"]
-        if one["store"] == STORE and one["writers"] == 1 and one["epochs_per_request"] == 1
+        if one["store"] == SERVER and one["writers"] == 1 and one["epochs_per_request"] == 1
     )
     return Parts(
         driver["start_s"], driver["report_cpu_s"], driver["trial_cpu_s"], 1 / store["requests_per_s"], store["trial_s"]
@@ -246,8 +246,6 @@ class Player:
         self._trials = 0
         # When each worker found no trial to begin.
         self._ended: list[float] = []
-        # What the last suggestion took here.
-        self._sampling = 0.0
 
     def play(self) -> Course:
         """To the end."""
@@ -257,24 +255,26 @@ class Player:
             running = self._running.get(worker)
             if running is not None:
                 wall = max(wall, self._report(time, worker, running))
-            elif started := self._started():
-                self._running[worker] = started
-                self._trials += 1
-                begun = self._driven(time, self._parts.trial + self._sampling)
-                self._writes.append((begun, started.trial.trial_id, True))
-                self._train(max(begun, time + self._parts.start), worker, started)
             else:
-                self._ended.append(time)
+                self._start(time, worker)
         store, lag = logged(self._writes, self._parts)
         up = max(self._reported.values())
         idle = sum(wall - ended for ended in self._ended)
         return Course(wall, up, self._trained, idle, self._driver_busy, store, lag, self._trials)
 
-    def _started(self) -> Running | None:
+    def _start(self, time: float, worker: int) -> None:
+        """The next trial, if there is one."""
         began = perf_counter()
         started = self._search.start()
-        self._sampling = perf_counter() - began
-        return started
+        sampling = perf_counter() - began
+        if started is None:
+            self._ended.append(time)
+            return
+        self._running[worker] = started
+        self._trials += 1
+        begun = self._driven(time, self._parts.trial + sampling)
+        self._writes.append((begun, started.trial.trial_id, True))
+        self._train(max(begun, time + self._parts.start), worker, started)
 
     def _train(self, time: float, worker: int, running: Running) -> None:
         """Until the next report."""
@@ -316,7 +316,7 @@ def logged(writes: Sequence[tuple[float, str, bool]], parts: Parts) -> tuple[flo
     busy = lag = clock = 0.0
     done = 0
     while done < len(writes):
-        clock = max(clock, writes[done][0]) + REPORT_SECONDS
+        clock = max(clock, writes[done][0]) + GATHER_SECONDS
         first, taken = writes[done][0], done
         while done < len(writes) and writes[done][0] <= clock:
             done += 1

@@ -46,6 +46,7 @@ from search_overhead import EVERY, journal_of, replay
 # A study with some layer metrics logs as many figures an epoch.
 FIGURES = {f"metric_{number}": 0.5 for number in range(10)}
 SEARCHES = 8
+SERVER = "mlflow server on sqlite"
 BATCHES = (1, 10)
 TRIALS = 5
 
@@ -110,7 +111,7 @@ def main() -> None:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         journal = journal_reports(folder, options.seconds)
         with tracking_server(folder) as server:
-            places = {f"sqlite:///{folder / 'file.db'}": "sqlite file", server: "mlflow server on sqlite"}
+            places = {f"sqlite:///{folder / 'file.db'}": "sqlite file", server: SERVER}
             places |= {uri: uri for uri in options.tracking}
             stores = [
                 stored(uri, name, writers, epochs, options.seconds)

@@ -1,9 +1,8 @@
-"""The driver is killed right after an event is journaled, when little of it can have taken effect.
+"""The driver is killed right after an event is journaled, when little of it can have taken effect."""
 
-What a job manager does, which asks and kills a few seconds later, Ray's own does in test_ray_jobs.py.
-"""
-
+import signal
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,7 +21,7 @@ from search_records import (
 )
 
 TORN = '{"event": "report", "number": 3, "epo'
-LEGS = ("a suggestion", "a report")
+LEGS = ("a suggestion", "a report", "the signal of a job manager")
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,12 @@ class Killed:
     events: list[dict]
 
 
+def stop_like_a_job_manager(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGTERM)
+    time.sleep(3)
+    process.send_signal(signal.SIGKILL)
+
+
 @pytest.fixture(scope="module")
 def killed(new_search: Callable[..., DisturbedSearch]) -> Killed:
     search = new_search("killed")
@@ -53,6 +58,7 @@ def killed(new_search: Callable[..., DisturbedSearch]) -> Killed:
     ]
     with (search.results / "journal.jsonl").open("a") as journal:
         journal.write(TORN)
+    legs.append(search.disturb(reported(5, 1), stop_like_a_job_manager, "--resume"))
     last = search.finish("--resume")
     assert last.code == 0, last.err
     return Killed(search, dict(zip(LEGS, legs, strict=True)), last, search.events())
@@ -96,7 +102,7 @@ def test_trap_14_no_run_is_left_running(killed: Killed) -> None:
 
 
 def test_trap_5_a_torn_last_line_is_cut_off_and_said(killed: Killed) -> None:
-    assert f"was torn ({len(TORN)} bytes) and is cut off" in killed.last.err
+    assert f"was torn ({len(TORN)} bytes) and is cut off" in killed.legs["the signal of a job manager"].ended.err
 
 
 def test_ray_s_processes_do_not_outlive_a_killed_driver(killed: Killed) -> None:
